@@ -1,0 +1,613 @@
+"""
+Every compiled loop of the package, in one file.
+
+Kernels take checked arrays, hold no strings and raise nothing: [`trl_knapsack.allocation`] checks above them. They are
+compiled on first use and cached on disk. With `NUMBA_DISABLE_JIT=1` the same code runs as plain Python, which the tests
+use.
+
+Notation, shared by all kernels (derived in `docs/method.md`):
+
+    weight w(p) = scale * p^r (1-p)^s              r, s are given as half_p = 2r, half_q = 2s: integers, so that
+                                                   sqrt(p) needs no floating-point exponent
+    gain(N)     = k (x_N + y_N),  N >= 1           what rollout N + 1 adds to a prompt that has N
+        success rate p:     k = w(p) p (1-p)            x_1 = y_1 = 1, then x *= p and y *= 1 - p
+        p ~ Beta(a, b):     k = E[w(p) p (1-p)]         x_1 = y_1 = 1, then x *= (a+r+N)/(c+N) and y *= (b+s+N)/(c+N),
+                                                        c = a + b + r + s + 1
+
+A gain is always computed along the same chain: from `low` in jumps of `JUMP` rollouts, then in single steps. The same
+prompt therefore has bitwise the same gains in every pass, and equal prompts tie exactly.
+"""
+
+import math
+
+import numpy as np
+from numba import njit
+
+
+JUMP = 8
+# Sampled levels: each is this many times smaller than the next, until about BASE prompts are left.
+LEVEL = 16
+BASE = 512
+
+
+@njit(cache=True)
+def geometric(base, terms):
+    """`(base^terms, 1 + base + ... + base^(terms - 1))` without cancellation, in O(log terms)."""
+    power = 1.0
+    total = 0.0
+    bit = 1
+    while bit <= terms:
+        bit <<= 1
+    bit >>= 1
+    while bit > 0:
+        total *= 1.0 + power
+        power *= power
+        if terms & bit:
+            total += power
+            power *= base
+        bit >>= 1
+    return power, total
+
+
+@njit(cache=True)
+def half_power(base, halves):
+    """`base^(halves / 2)`."""
+    power = 1.0
+    for _ in range(halves >> 1):
+        power *= base
+    if halves & 1:
+        power *= math.sqrt(base)
+    return power
+
+
+@njit(cache=True)
+def half_rising(z, halves):
+    """`Gamma(z + halves / 2) / Gamma(z)`: a rising factorial, and for odd `halves` one ratio half a step apart."""
+    ratio = 1.0
+    for _ in range(halves >> 1):
+        ratio *= z
+        z += 1.0
+    if halves & 1:
+        while z < 32.0:
+            ratio *= z / (z + 0.5)
+            z += 1.0
+        # Asymptotic series of Gamma(z + 1/2) / Gamma(z) (DLMF 5.11.13); the first dropped term is below 1e-15 at z = 32.
+        t = 1.0 / z
+        series = 869.0 / 4194304.0 + t * (39325.0 / 33554432.0)
+        series = -21.0 / 32768.0 + t * (-399.0 / 262144.0 + t * series)
+        series = 1.0 / 128.0 + t * (5.0 / 1024.0 + t * series)
+        ratio *= math.sqrt(z) * (1.0 + t * (-0.125 + t * series))
+    return ratio
+
+
+@njit(cache=True)
+def rate_factor(p, half_p, half_q):
+    """`k = w(p) p (1-p)` of a success rate, without the scale."""
+    return half_power(p, half_p + 2) * half_power(1.0 - p, half_q + 2)
+
+
+@njit(cache=True)
+def belief_factor(a, b, half_p, half_q):
+    """`k = E[w(p) p (1-p)]` under Beta(a, b), without the scale."""
+    return half_rising(a, half_p + 2) * half_rising(b, half_q + 2) / half_rising(a + b, half_p + half_q + 4)
+
+
+@njit(cache=True)
+def rise8(z):
+    """`z (z+1) ... (z+7)` with four multiplications: the factors z+j and z+7-j pair up."""
+    t = z * (z + 7.0)
+    return t * (t + 6.0) * (t + 10.0) * (t + 12.0)
+
+
+@njit(cache=True)
+def walk_rate(p, k, shift, low, high, top, bottom, owner, gains, owners, levels, found):
+    """
+    Count the gains of one prompt at or above `top` and store those in `[bottom, top)`.
+
+    Returns `(count, found, value)`: `low` plus the gains at or above `top`, the items found so far over all prompts
+    (also beyond the room in `gains`), and the value of `count` rollouts without the shift.
+    """
+    q = 1.0 - p
+    x, sum_x = geometric(p, low - 1)
+    y, sum_y = geometric(q, low - 1)
+    total = sum_x + sum_y
+    p2 = p * p
+    q2 = q * q
+    p4 = p2 * p2
+    q4 = q2 * q2
+    p8 = p4 * p4
+    q8 = q4 * q4
+    count = low
+    # Jumps: the gain eight rollouts further is still at or above the top, so are the eight before it.
+    if count + JUMP <= high:
+        gain = k * (x * p8 + y * q8) + shift
+        if gain >= top:
+            sum_p = (1.0 + p) * (1.0 + p2) * (1.0 + p4)
+            sum_q = (1.0 + q) * (1.0 + q2) * (1.0 + q4)
+            while gain >= top:
+                total += x * sum_p + y * sum_q
+                x *= p8
+                y *= q8
+                count += JUMP
+                if count + JUMP > high:
+                    break
+                gain = k * (x * p8 + y * q8) + shift
+    n = count
+    anchor_x = x
+    anchor_y = y
+    left = JUMP
+    while n < high:
+        gain = k * (x + y) + shift
+        if gain < bottom:
+            break
+        if gain >= top:
+            total += x + y
+            count += 1
+        else:
+            if found < gains.size:
+                gains[found] = gain
+                owners[found] = owner
+                levels[found] = n
+            found += 1
+        n += 1
+        left -= 1
+        if left == 0:
+            anchor_x *= p8
+            anchor_y *= q8
+            x = anchor_x
+            y = anchor_y
+            left = JUMP
+        else:
+            x *= p
+            y *= q
+    return count, found, k * total
+
+
+@njit(cache=True)
+def walk_belief(a, b, k, r, s, shift, low, high, top, bottom, owner, gains, owners, levels, found):
+    """As [`walk_rate`], under p ~ Beta(a, b); `r` and `s` are the exponents of the weight."""
+    a = a + r
+    b = b + s
+    c = a + b + 1.0
+    x = 1.0
+    y = 1.0
+    n = 1
+    while n + JUMP <= low:
+        inverse = 1.0 / rise8(c + n)
+        x *= rise8(a + n) * inverse
+        y *= rise8(b + n) * inverse
+        n += JUMP
+    while n < low:
+        inverse = 1.0 / (c + n)
+        x *= (a + n) * inverse
+        y *= (b + n) * inverse
+        n += 1
+    while n + JUMP <= high:
+        inverse = 1.0 / rise8(c + n)
+        next_x = x * rise8(a + n) * inverse
+        next_y = y * rise8(b + n) * inverse
+        if k * (next_x + next_y) + shift < top:
+            break
+        x = next_x
+        y = next_y
+        n += JUMP
+    count = n
+    count_x = x
+    count_y = y
+    anchor = n
+    anchor_x = x
+    anchor_y = y
+    while n < high:
+        gain = k * (x + y) + shift
+        if gain < bottom:
+            break
+        above = gain >= top
+        if above:
+            count += 1
+        else:
+            if found < gains.size:
+                gains[found] = gain
+                owners[found] = owner
+                levels[found] = n
+            found += 1
+        if n + 1 - anchor == JUMP:
+            inverse = 1.0 / rise8(c + anchor)
+            anchor_x *= rise8(a + anchor) * inverse
+            anchor_y *= rise8(b + anchor) * inverse
+            anchor += JUMP
+            x = anchor_x
+            y = anchor_y
+        else:
+            inverse = 1.0 / (c + n)
+            x *= (a + n) * inverse
+            y *= (b + n) * inverse
+        n += 1
+        if above:
+            count_x = x
+            count_y = y
+    # V(N) = k [ (c+1)/(b+s) - (c+N) x_N/(b+s) + (c+1)/(a+r) - (c+N) y_N/(a+r) ]: the telescoped sum of the gains.
+    value = k * ((c - (c + count - 1.0) * count_x) / b + (c - (c + count - 1.0) * count_y) / a)
+    return count, found, value
+
+
+@njit(cache=True)
+def kth_largest(values, k):
+    """
+    Partially sort `values` in place so that `values[k]` is the element number `k` (from 0) in falling order and
+    everything before it is at least as large. Hoare's FIND with a median of three; equal values split evenly.
+    """
+    left = 0
+    right = values.size - 1
+    while left < right:
+        middle = (left + right) >> 1
+        if values[left] < values[middle]:
+            values[left], values[middle] = values[middle], values[left]
+        if values[middle] < values[right]:
+            values[middle], values[right] = values[right], values[middle]
+            if values[left] < values[middle]:
+                values[left], values[middle] = values[middle], values[left]
+        pivot = values[middle]
+        i = left
+        j = right
+        while i <= j:
+            while values[i] > pivot:
+                i += 1
+            while values[j] < pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if k <= j:
+            right = j
+        elif k >= i:
+            left = i
+        else:
+            break
+    return values[k]
+
+
+@njit(cache=True)
+def collect(
+    first, second, half_p, half_q, scale, shift, low, high, stride, top, bottom, counts, gains, owners, levels
+):
+    """
+    One pass over every prompt (`stride` 1) or over a sample of one prompt in each block of `stride`.
+
+    Returns `(above, found, value, spread)`: the gains at or above `top`, the items in `[bottom, top)`, the value of the
+    counts, and the variance of the counts over the prompts. Counts are written when `counts` has room for them.
+    """
+    size = first.size // stride
+    beliefs = second.size > 0
+    scale_step = 1 if scale.size > 1 else 0
+    shift_step = 1 if shift.size > 1 else 0
+    low_step = 1 if low.size > 1 else 0
+    high_step = 1 if high.size > 1 else 0
+    write = counts.size > 0
+    above = 0
+    found = 0
+    value = 0.0
+    squares = 0.0
+    r = 0.5 * half_p
+    s = 0.5 * half_q
+    for block in range(size):
+        i = block
+        if stride > 1:
+            # A fixed scatter inside the block, so that data with a period does not meet a sample with the same one.
+            i = block * stride + ((block * 2654435761) >> 8) % stride
+        lowest = low[i * low_step]
+        if beliefs:
+            k = scale[i * scale_step] * belief_factor(first[i], second[i], half_p, half_q)
+            count, found, worth = walk_belief(
+                first[i], second[i], k, r, s, shift[i * shift_step], lowest, high[i * high_step],
+                top, bottom, i, gains, owners, levels, found,
+            )  # fmt: skip
+        else:
+            k = scale[i * scale_step] * rate_factor(first[i], half_p, half_q)
+            count, found, worth = walk_rate(
+                first[i], k, shift[i * shift_step], lowest, high[i * high_step],
+                top, bottom, i, gains, owners, levels, found,
+            )  # fmt: skip
+        if write:
+            counts[i] = count
+        count -= lowest
+        above += count
+        squares += float(count) * count
+        value += worth
+    mean = above / size
+    return above, found, value, max(0.0, squares / size - mean * mean)
+
+
+@njit(cache=True)
+def fill_level(counts, high, room):
+    """
+    Hand out `room` rollouts that all gain the same: each to the prompt with the fewest, then to the lower index.
+
+    `counts (P,)` is raised in place to a common water level, never beyond `high (1,) or (P,)`.
+    """
+    step = 1 if high.size > 1 else 0
+    if room <= 0:
+        return
+    # The highest level whose cost is within the room, by bisection over integers.
+    below = counts[0]
+    over = counts[0]
+    for i in range(counts.size):
+        below = min(below, counts[i])
+        over = max(over, high[i * step])
+    over += 1
+    while over - below > 1:
+        level = (below + over) >> 1
+        cost = 0
+        for i in range(counts.size):
+            goal = min(level, high[i * step])
+            if goal > counts[i]:
+                cost += goal - counts[i]
+        if cost <= room:
+            below = level
+        else:
+            over = level
+    for i in range(counts.size):
+        goal = min(below, high[i * step])
+        if goal > counts[i]:
+            room -= goal - counts[i]
+            counts[i] = goal
+    for i in range(counts.size):
+        if room == 0:
+            break
+        if counts[i] == below and counts[i] < high[i * step]:
+            counts[i] += 1
+            room -= 1
+
+
+@njit(cache=True)
+def take_items(counts, gains, owners, levels, take):
+    """
+    Give one rollout to the owners of the `take` largest of `gains (F,)`.
+
+    Equal gains at the threshold: the prompt with fewer rollouts (`levels`) first, then the lower index. Returns
+    `(value, price)`: the sum of the gains taken and the largest gain not taken (0 when all are).
+    """
+    if gains.size == 0:
+        return 0.0, 0.0
+    order = gains.copy()
+    price = 0.0
+    if take < gains.size:
+        price = kth_largest(order, take)
+    if take == 0:
+        return 0.0, price
+    threshold = order[0]
+    for j in range(take):
+        threshold = min(threshold, order[j])
+    value = 0.0
+    ties = 0
+    left = take
+    for j in range(gains.size):
+        if gains[j] > threshold:
+            counts[owners[j]] += 1
+            value += gains[j]
+            left -= 1
+        elif gains[j] == threshold:
+            ties += 1
+    if ties == left:
+        cut = np.inf
+        at_cut = 0
+    else:
+        tied = np.empty(ties)
+        ties = 0
+        for j in range(gains.size):
+            if gains[j] == threshold:
+                tied[ties] = -levels[j]
+                ties += 1
+        cut = -kth_largest(tied, left - 1)
+        at_cut = left
+        for j in range(ties):
+            if tied[j] > -cut:
+                at_cut -= 1
+    for j in range(gains.size):
+        if gains[j] == threshold and (levels[j] < cut or (levels[j] == cut and at_cut > 0)):
+            if levels[j] == cut:
+                at_cut -= 1
+            counts[owners[j]] += 1
+            value += threshold
+    return value, price
+
+
+@njit(cache=True)
+def belief_chain(a, b, r, s, count):
+    """`(x_N, y_N)` of Beta(a, b) at `N = count >= 1`, in jumps from 1."""
+    a = a + r
+    b = b + s
+    c = a + b + 1.0
+    x = 1.0
+    y = 1.0
+    n = 1
+    while n + JUMP <= count:
+        inverse = 1.0 / rise8(c + n)
+        x *= rise8(a + n) * inverse
+        y *= rise8(b + n) * inverse
+        n += JUMP
+    while n < count:
+        inverse = 1.0 / (c + n)
+        x *= (a + n) * inverse
+        y *= (b + n) * inverse
+        n += 1
+    return x, y
+
+
+@njit(cache=True)
+def value_and_gain(first, second, beliefs, half_p, half_q, scale, count):
+    """Value of `count` rollouts of one prompt, and what one more adds."""
+    if count < 1:
+        return 0.0, 0.0
+    if beliefs:
+        k = scale * belief_factor(first, second, half_p, half_q)
+        x, y = belief_chain(first, second, 0.5 * half_p, 0.5 * half_q, count)
+        a = first + 0.5 * half_p
+        b = second + 0.5 * half_q
+        value = k * ((a + b + 1.0 - (a + b + count) * x) / b + (a + b + 1.0 - (a + b + count) * y) / a)
+        return value, k * (x + y)
+    k = scale * rate_factor(first, half_p, half_q)
+    x, sum_x = geometric(first, count - 1)
+    y, sum_y = geometric(1.0 - first, count - 1)
+    return k * (sum_x + sum_y), k * (x + y)
+
+
+@njit(cache=True)
+def values_and_gains(first, second, half_p, half_q, scale, counts):
+    """Value of `counts (P,)` and what one more rollout adds, two arrays `(P,)`."""
+    values = np.empty(counts.size)
+    gains = np.empty(counts.size)
+    beliefs = second.size > 0
+    step = 1 if scale.size > 1 else 0
+    for i in range(counts.size):
+        values[i], gains[i] = value_and_gain(
+            first[i], second[i] if beliefs else 0.0, beliefs, half_p, half_q, scale[i * step], counts[i]
+        )
+    return values, gains
+
+
+@njit(cache=True)
+def value_table(first, second, half_p, half_q, scale, table):
+    """Add the value of 0 .. M-1 rollouts to `table (P, M)` in place."""
+    beliefs = second.size > 0
+    step = 1 if scale.size > 1 else 0
+    for i in range(table.shape[0]):
+        total = 0.0
+        for count in range(1, table.shape[1]):
+            table[i, count] += total
+            total += value_and_gain(
+                first[i], second[i] if beliefs else 0.0, beliefs, half_p, half_q, scale[i * step], count
+            )[1]
+
+
+@njit(cache=True)
+def next_up(x):
+    """The smallest double above `x >= 0`."""
+    return np.nextafter(x, np.inf)
+
+
+@njit(cache=True)
+def select(first, second, half_p, half_q, scale, shift, low, high, budget, lowest_total):
+    """
+    Give out `budget` rollouts: the `budget - lowest_total` largest marginal gains of all prompts.
+
+    A threshold is bracketed on a small sample of the prompts, the bracket is narrowed on larger samples, and one pass
+    over all prompts counts the gains above it and stores the few inside it, among which selection finds the exact
+    answer. A bracket that turns out wrong costs another pass, never exactness.
+
+    Returns `(counts, value, price)`.
+    """
+    prompts = first.size
+    need = budget - lowest_total
+    counts = np.empty(prompts, np.int64)
+    no_counts = np.empty(0, np.int64)
+    gains = np.empty(0)
+    owners = np.empty(0, np.int32)
+    levels = np.empty(0, np.int32)
+
+    stride = 1
+    while prompts // stride > BASE:
+        stride *= LEVEL
+
+    # The largest gain of the coarsest sample is the first guess of a top.
+    top = np.inf
+    bottom = 0.0
+    started = False
+    spread = 0.0
+    while True:
+        size = prompts // stride
+        if stride == 1:
+            first_rank = need
+            last_rank = need + 1
+            target = counts
+        else:
+            centre = need * (size / prompts)
+            margin = 3.5 * math.sqrt(size * max(spread, 1.0)) + 2.0
+            first_rank = max(0, int(centre - margin))
+            last_rank = int(centre + margin) + 1
+            target = no_counts
+        room = 4 * size + 1024 if size <= BASE else size
+        if gains.size < room:
+            gains = np.empty(room)
+            owners = np.empty(room, np.int32)
+            levels = np.empty(room, np.int32)
+        if not started:
+            # How much is positive at all, and how large is the largest?
+            started = True
+            largest = 0.0
+            for block in range(size):
+                i = block * stride
+                low_i = low[i if low.size > 1 else 0]
+                above, found, value, spread = collect(
+                    first[i : i + 1], second[i : i + 1], half_p, half_q,
+                    scale[i : i + 1] if scale.size > 1 else scale, shift[i : i + 1] if shift.size > 1 else shift,
+                    low[i : i + 1] if low.size > 1 else low, np.full(1, low_i + 1), 1, np.inf, 0.0,
+                    no_counts, gains, owners, levels,
+                )  # fmt: skip
+                if gains[0] > largest:
+                    largest = gains[0]
+            top = next_up(largest)
+            bottom = largest / 32.0
+        while True:
+            above, found, value, spread = collect(
+                first, second, half_p, half_q, scale, shift, low, high, stride, top, bottom,
+                target, gains, owners, levels,
+            )  # fmt: skip
+            if above > first_rank:
+                if above >= last_rank:
+                    bottom = top
+                top = top * 8.0 if top > 0.0 else np.inf
+                continue
+            if above + found < last_rank and bottom > 0.0:
+                if above + found <= first_rank:
+                    top = bottom
+                bottom = bottom / 32.0 if bottom > 1e-300 else 0.0
+                continue
+            if found <= gains.size:
+                break
+            # Too many items to hold: split the bracket at one of the gains seen, as quickselect does.
+            order = gains.copy()
+            part = min(1.0, max(0.0, (0.5 * (first_rank + last_rank) - above) / found))
+            pivot = kth_largest(order, int(part * (order.size - 1)))
+            middle, equal, _, _ = collect(
+                first, second, half_p, half_q, scale, shift, low, high, stride, next_up(pivot), pivot,
+                no_counts, gains, owners, levels,
+            )  # fmt: skip
+            narrowed = False
+            if middle <= first_rank and next_up(pivot) < top:
+                top = next_up(pivot)
+                narrowed = True
+            elif middle >= last_rank and next_up(pivot) > bottom:
+                bottom = next_up(pivot)
+                narrowed = True
+            if middle + equal >= last_rank and pivot > bottom:
+                bottom = pivot
+                narrowed = True
+            elif middle + equal <= first_rank and pivot < top:
+                top = pivot
+                narrowed = True
+            if not narrowed:
+                gains = np.empty(found)
+                owners = np.empty(found, np.int32)
+                levels = np.empty(found, np.int32)
+        if stride == 1:
+            break
+        # The gains of the two ranks bracket the threshold of the next, larger sample.
+        order = gains[:found].copy()
+        if last_rank - above <= found:
+            new_bottom = kth_largest(order, last_rank - above - 1)
+        else:
+            new_bottom = 0.0
+        if first_rank > above:
+            top = next_up(kth_largest(order, first_rank - above - 1))
+        elif first_rank == 0:
+            top = np.inf
+        bottom = new_bottom
+        stride //= LEVEL
+
+    take = min(need - above, found)
+    more, price = take_items(counts, gains[:found], owners[:found], levels[:found], take)
+    left = need - above - take
+    if left > 0:
+        fill_level(counts, high, left)
+    return counts, value + more, price

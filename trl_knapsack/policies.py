@@ -1,0 +1,184 @@
+"""
+Rules that turn what is known of prompts into rollouts: small objects of one interface.
+
+| name | rule |
+|---|---|
+| `"posterior"` | exact knapsack on the expected value under each prompt's Beta posterior |
+| `"paper"` | exact knapsack on the success rates of the last visit, left-over to prompts that were never solved |
+| `"filter"` | `min_generations` for prompts at 0 or 1 at their last visit, equal shares for the others |
+| `"uniform"` | equal shares |
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+
+from .allocation import Allocation, allocate, check_budget
+from .values import BetaBeliefs, Value, expected_values, marginal_gains
+
+
+if TYPE_CHECKING:
+    from .tracker import Evidence
+
+
+@runtime_checkable
+class AllocationPolicy(Protocol):
+    """
+    A rule that shares rollouts out. Any callable of this signature is one, the trainer takes your own in the same way.
+    """
+
+    def __call__(self, evidence: "Evidence", budget: int, min_generations: int, max_generations: int) -> Allocation:
+        """
+        Args:
+            evidence ([`~trl_knapsack.tracker.Evidence`]): What is known of the `P` prompts.
+            budget (`int`): Rollouts to give out, all of them.
+            min_generations (`int`): Least rollouts of a prompt.
+            max_generations (`int`): Most rollouts of a prompt.
+
+        Returns:
+            [`Allocation`]: counts `(P,)` that sum to the budget, each within the bounds.
+        """
+        ...
+
+
+def _beliefs(evidence: "Evidence") -> BetaBeliefs:
+    return BetaBeliefs(evidence.alpha, evidence.beta)
+
+
+@dataclass(frozen=True)
+class PosteriorPolicy:
+    """
+    Exact knapsack on the expected value under each prompt's Beta posterior.
+
+    A prompt that was never solved keeps a value, because its posterior has mass above 0: no fallback rule is needed.
+
+    Args:
+        value ([`~trl_knapsack.values.Value`], *optional*, defaults to `"knapsack"`): The value of rollouts.
+    """
+
+    value: Value = "knapsack"
+
+    def __call__(self, evidence: "Evidence", budget: int, min_generations: int, max_generations: int) -> Allocation:
+        return allocate(
+            _beliefs(evidence),
+            budget,
+            min_generations=min_generations,
+            max_generations=max_generations,
+            value=self.value,
+        )
+
+
+@dataclass(frozen=True)
+class PaperPolicy:
+    """
+    Knapsack RL's rule: exact knapsack on the success rates of the last visit (arXiv 2509.25849).
+
+    Prompts never seen get an equal share of the budget, so the first epoch is uniform. Rollouts that the prompts with a
+    rate between 0 and 1 cannot take go to those that were never solved ("fallback"), then to the others, always within
+    `max_generations`. Its value is that of the last rates, which is 0 for a prompt at 0 or 1.
+
+    Args:
+        value ([`~trl_knapsack.values.Value`], *optional*, defaults to `"knapsack"`): The value of rollouts.
+    """
+
+    value: Value = "knapsack"
+
+    def __call__(self, evidence: "Evidence", budget: int, min_generations: int, max_generations: int) -> Allocation:
+        rates = np.asarray(evidence.last_rate, dtype=np.float64)
+        unseen = np.isnan(rates)
+        budget, low, high = check_budget(rates.size, budget, min_generations, max_generations)
+        counts = _equal_shares(low, high, budget)
+        seen = ~unseen
+        if seen.any():
+            room = budget - int(counts[unseen].sum())
+            counts[seen] = self._seen(rates[seen], room, low[seen], high[seen])
+        return _judged(np.where(unseen, 0.0, rates), counts, self.value, "paper")
+
+    def _seen(self, rates: np.ndarray, budget: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        mixed = (rates > 0.0) & (rates < 1.0)
+        counts = low.copy()
+        room = budget - int(low[~mixed].sum())
+        if mixed.any() and room <= high[mixed].sum():
+            best = allocate(
+                rates[mixed], room, min_generations=low[mixed], max_generations=high[mixed], value=self.value
+            )
+            counts[mixed] = best.counts
+            return counts
+        counts[mixed] = high[mixed]
+        for group in (rates == 0.0, rates == 1.0):
+            room = min(budget - int(counts[~group].sum()), int(high[group].sum()))
+            if group.any():
+                counts[group] = _equal_shares(low[group], high[group], room)
+        return counts
+
+
+@dataclass(frozen=True)
+class FilterPolicy:
+    """
+    `min_generations` for prompts whose last visit was all failures or all successes, equal shares for the others.
+
+    The simple baseline. Prompts never seen count as the others; when all prompts are filtered, or the others cannot
+    take the whole budget, the filtered ones share the rest equally.
+    """
+
+    def __call__(self, evidence: "Evidence", budget: int, min_generations: int, max_generations: int) -> Allocation:
+        rates = np.asarray(evidence.last_rate, dtype=np.float64)
+        filtered = (rates == 0.0) | (rates == 1.0)
+        budget, low, high = check_budget(rates.size, budget, min_generations, max_generations)
+        counts = low.copy()
+        for group in (~filtered, filtered):
+            if group.any():
+                room = min(budget - int(counts[~group].sum()), int(high[group].sum()))
+                counts[group] = _equal_shares(low[group], high[group], room)
+        return _judged(_beliefs(evidence), counts, "knapsack", "filter")
+
+
+@dataclass(frozen=True)
+class UniformPolicy:
+    """Equal shares, as plain GRPO; a rest that does not divide goes to the first prompts."""
+
+    def __call__(self, evidence: "Evidence", budget: int, min_generations: int, max_generations: int) -> Allocation:
+        budget, low, high = check_budget(len(evidence.alpha), budget, min_generations, max_generations)
+        return _judged(_beliefs(evidence), _equal_shares(low, high, budget), "knapsack", "uniform")
+
+
+def _equal_shares(low: np.ndarray, high: np.ndarray, budget: int) -> np.ndarray:
+    from .kernels import fill_level
+
+    counts = low.copy()
+    fill_level(counts, high, budget - int(low.sum()))
+    return counts
+
+
+def _judged(success_rates, counts: np.ndarray, value: Value, solver: str) -> Allocation:
+    """Counts of a rule that optimises nothing, with what they are worth."""
+    gains = marginal_gains(success_rates, counts, value)
+    total = float(expected_values(success_rates, counts, value).sum())
+    return Allocation(counts, total, float(gains.max()), float("inf"), solver)
+
+
+_POLICIES = {
+    "posterior": PosteriorPolicy(),
+    "paper": PaperPolicy(),
+    "filter": FilterPolicy(),
+    "uniform": UniformPolicy(),
+}
+
+#: Names that [`get_policy`] knows.
+POLICIES = tuple(_POLICIES)
+
+
+def get_policy(name: str) -> AllocationPolicy:
+    """
+    The policy of a name.
+
+    Args:
+        name (`str`): One of [`POLICIES`].
+
+    Raises:
+        `ValueError`: if there is no policy of that name.
+    """
+    if name not in _POLICIES:
+        raise ValueError(f"allocation {name!r} is not known; choose one of {', '.join(map(repr, POLICIES))}.")
+    return _POLICIES[name]
