@@ -1,0 +1,59 @@
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "trl_knapsack" / "__init__.py").read_text())[1]
+
+EXTRAS = {
+    "vllm": ["vllm"],
+    "math": ["math-verify>=0.5.2"],
+    "plots": ["matplotlib"],
+    "genetic": ["pymoo"],
+}
+EXTRAS["dev"] = [
+    *EXTRAS["math"],
+    *EXTRAS["plots"],
+    *EXTRAS["genetic"],
+    "hypothesis",
+    "pre-commit",
+    "pytest",
+    "ruff",
+    "scipy",
+]
+
+setup(
+    name="trl-knapsack",
+    version=VERSION,
+    description="Knapsack GRPO for TRL: per-prompt rollout budgets for the trainer you already use",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    author="The trl_knapsack authors",
+    keywords="grpo trl reinforcement-learning llm rollout budget knapsack",
+    packages=find_packages(include=["trl_knapsack", "trl_knapsack.*"]),
+    package_data={"trl_knapsack": ["py.typed"]},
+    python_requires=">=3.11",
+    # torch is left to trl and accelerate; constraints.txt names the tested versions.
+    install_requires=[
+        "trl>=1.15",
+        "transformers",
+        "peft",
+        "accelerate",
+        "datasets",
+        "numba>=0.61",
+        "numpy>=2",
+        "evaluate",
+    ],
+    extras_require=EXTRAS,
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

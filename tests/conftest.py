@@ -1,0 +1,15 @@
+import os
+
+
+# One thread: the models are tiny, and results do not depend on how many cores a machine has.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import tiny
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> str:
+    """Folder of the tiny model."""
+    return tiny.save_model(tmp_path_factory.mktemp("model"))

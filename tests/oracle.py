@@ -1,0 +1,111 @@
+"""Slow and obvious oracles in plain Python. Imports nothing of the package, of TRL, or of torch."""
+
+import math
+
+
+def split(rows, counts):
+    """[a, b, c, d, e], [2, 3] -> [[a, b], [c, d, e]]"""
+    groups, start = [], 0
+    for count in counts:
+        groups.append(rows[start : start + count])
+        start += count
+    assert start == len(rows)
+    return groups
+
+
+def valid(values):
+    return [v for v in values if v is not None]
+
+
+def mean(values):
+    values = valid(values)
+    return sum(values) / len(values) if values else None
+
+
+def std(values):
+    """Sample standard deviation of what is there, None where fewer than two are."""
+    values = valid(values)
+    if len(values) < 2:
+        return None
+    m = sum(values) / len(values)
+    return math.sqrt(sum((v - m) ** 2 for v in values) / (len(values) - 1))
+
+
+def total(row, weights):
+    """Weighted sum of a rollout's rewards; None where no function gave one."""
+    parts = [r * w for r, w in zip(row, weights, strict=True) if r is not None]
+    return sum(parts) if parts else None
+
+
+def advantages(rewards, counts, weights, scale_rewards, aggregation):
+    """
+    rewards: one list of F rewards (None where a function gave none) per rollout. Returns one advantage per rollout; a
+    rollout without any reward has 0.
+    """
+    totals = [total(row, weights) for row in rewards]
+    if aggregation == "sum_then_normalize":
+        result = []
+        for group in split(totals, counts):
+            m = mean(group)
+            s = {"group": std(group), "batch": std(totals), "none": None}[scale_rewards]
+            for r in group:
+                if r is None or (scale_rewards != "none" and s is None):
+                    result.append(0.0)
+                elif scale_rewards == "none":
+                    result.append(r - m)
+                else:
+                    result.append((r - m) / (s + 1e-4))
+        return result
+
+    scores = []
+    for group in split(rewards, counts):
+        for row in group:
+            if all(r is None for r in row):
+                scores.append(None)
+                continue
+            score = 0.0
+            for f, r in enumerate(row):
+                column = [other[f] for other in group]
+                if r is not None and std(column) is not None:
+                    score += weights[f] * (r - mean(column)) / (std(column) + 1e-4)
+            scores.append(score)
+    m, s = mean(scores), std(scores)
+    return [0.0 if score is None or s is None else (score - m) / (s + 1e-4) for score in scores]
+
+
+def mixed(rewards, counts, weights, aggregation):
+    """Whether the rewards vary within each group."""
+    result = []
+    for group in split(rewards, counts):
+        if aggregation == "sum_then_normalize":
+            values = valid([total(row, weights) for row in group])
+            result.append(len(set(values)) > 1)
+        else:
+            columns = [valid([row[f] for row in group]) for f in range(len(weights))]
+            result.append(any(len(set(column)) > 1 for column in columns))
+    return result
+
+
+def log_beta(a, b):
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+def expected_value(alpha, beta, n):
+    """E[(1 - p^n - (1-p)^n) p (1-p)^2] for p ~ Beta(alpha, beta)."""
+
+    def moment(i, j):  # E[p^i (1-p)^j]
+        return math.exp(log_beta(alpha + i, beta + j) - log_beta(alpha, beta))
+
+    return moment(1, 2) - moment(1 + n, 2) - moment(1, 2 + n)
+
+
+def greedy(alphas, betas, budget, low, high):
+    """One rollout after the other to the prompt that gains most by it."""
+    counts = [low] * len(alphas)
+    gains = [expected_value(a, b, low + 1) - expected_value(a, b, low) for a, b in zip(alphas, betas, strict=True)]
+    while sum(counts) < budget:
+        i = max(range(len(counts)), key=lambda i: gains[i] if counts[i] < high else -1.0)
+        counts[i] += 1
+        a, b, n = alphas[i], betas[i], counts[i]
+        gains[i] = expected_value(a, b, n + 1) - expected_value(a, b, n)
+    return counts

@@ -1,0 +1,449 @@
+"""Real training runs of a tiny model, compared with TRL's own trainer and with plain-Python oracles."""
+
+import hashlib
+import math
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pandas as pd
+import pytest
+import tiny
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from trl_knapsack import Allocation, KnapsackGRPOConfig, KnapsackGRPOTrainer
+from trl_knapsack.trainer import check_seams
+
+
+OPTIONS = dict(
+    per_device_train_batch_size=16,
+    gradient_accumulation_steps=2,
+    num_generations=4,
+    max_completion_length=6,
+    max_steps=6,
+    learning_rate=1e-2,
+    logging_steps=1,
+    save_strategy="no",
+    bf16=False,
+    gradient_checkpointing=False,
+    use_cpu=True,
+    report_to="none",
+    disable_tqdm=True,
+)
+
+
+def options(path, **changes):
+    return {**OPTIONS, "output_dir": str(path), **changes}
+
+
+class Gradients(TrainerCallback):
+    """A digest of all gradients, before every optimizer step."""
+
+    def __init__(self):
+        self.digests = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        digest = hashlib.sha256()
+        for parameter in model.parameters():
+            digest.update(parameter.grad.numpy().tobytes())
+        self.digests.append(digest.hexdigest())
+
+
+class Records(TrainerCallback):
+    """Every generation batch's record, in order."""
+
+    def __init__(self):
+        self.records = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        record = self.trainer.success_rate_callback.last_record
+        if not self.records or self.records[-1] is not record:
+            self.records.append(record)
+
+
+def train(trainer_class, model, args, *, rewards=tiny.digit_reward, dataset=None, resume=None, **kwargs):
+    """Train, and return the trainer with `.gradients` and `.records` of the run."""
+    gradients, records = Gradients(), Records()
+    is_knapsack = issubclass(trainer_class, KnapsackGRPOTrainer)
+    trainer = trainer_class(
+        model=model,
+        reward_funcs=rewards,
+        args=args,
+        train_dataset=tiny.prompts() if dataset is None else dataset,
+        callbacks=[gradients, *([records] if is_knapsack else [])],
+        **kwargs,
+    )
+    records.trainer = trainer
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.gradients, trainer.records = gradients.digests, records.records
+    return trainer
+
+
+def own_logs(trainer):
+    """What TRL logs, without what only a clock decides."""
+    clock = {"step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+    return [
+        {k: v for k, v in entry.items() if not k.startswith("knapsack/") and k not in clock}
+        for entry in trainer.state.log_history
+    ]
+
+
+def assert_same_run(ours, theirs):
+    assert ours.state.global_step == theirs.state.global_step >= 10
+    assert len(set(theirs.gradients)) == len(theirs.gradients)
+    assert ours.gradients == theirs.gradients
+    assert own_logs(ours) == own_logs(theirs)
+    for (name, a), (_, b) in zip(ours.model.named_parameters(), theirs.model.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+# ----------------------------------------------------------------------------------- parity with TRL, bit for bit
+
+
+@pytest.mark.parametrize(
+    "knapsack",
+    [{"allocation": "uniform"}, {"allocation": "posterior", "min_generations": 4, "max_generations": 4}, None],
+    ids=["uniform", "bounds equal", "plain GRPOConfig, uniform policy"],
+)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_iterations": 2, "steps_per_generation": 4, "beta": 0.1},
+        {"multi_objective_aggregation": "normalize_then_sum", "scale_rewards": "batch"},
+    ],
+    ids=["defaults", "off-policy with reference", "two rewards"],
+)
+def test_equal_groups_are_bit_for_bit_grpo(model, tmp_path, knapsack, changes):
+    arguments = options(tmp_path, max_steps=10, **changes)
+    rewards = tiny.digit_reward
+    if "multi_objective_aggregation" in changes:
+        rewards, arguments["reward_weights"] = [tiny.digit_reward, tiny.graded_reward], [1.0, 0.5]
+    theirs = train(GRPOTrainer, model, GRPOConfig(**arguments), rewards=rewards)
+    if knapsack is None:
+        ours = train(
+            KnapsackGRPOTrainer, model, GRPOConfig(**arguments), rewards=rewards, allocation_policy=equal_counts
+        )
+    else:
+        ours = train(KnapsackGRPOTrainer, model, KnapsackGRPOConfig(**arguments, **knapsack), rewards=rewards)
+    assert_same_run(ours, theirs)
+    assert all((record.allocation.counts == 4).all() for record in ours.records)
+
+
+def equal_counts(evidence, budget, min_generations, max_generations):
+    prompts = len(evidence.alpha)
+    return allocation([budget // prompts] * prompts)
+
+
+def allocation(counts):
+    """What a user's own policy returns."""
+    return Allocation(np.array(counts), value=0.0, shadow_price=0.0, upper_bound=float("inf"), solver="test")
+
+
+def test_evaluation_is_not_touched(model, tmp_path):
+    results = []
+    for trainer_class, config_class in ((GRPOTrainer, GRPOConfig), (KnapsackGRPOTrainer, KnapsackGRPOConfig)):
+        trainer = trainer_class(
+            model=model,
+            reward_funcs=tiny.digit_reward,
+            args=config_class(**options(tmp_path, per_device_eval_batch_size=8, num_generations_eval=2)),
+            train_dataset=tiny.prompts(),
+            eval_dataset=tiny.prompts(8),
+        )
+        metrics = trainer.evaluate()
+        results.append({k: v for k, v in metrics.items() if "time" not in k and "per_second" not in k})
+    assert results[0] == results[1]
+    assert results[0]["eval_reward"] > 0
+
+
+# ------------------------------------------------------------------------------- unequal groups against an oracle
+
+
+@pytest.mark.parametrize("allocation", ["posterior", "paper", "filter"])
+@pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
+@pytest.mark.parametrize("scale_rewards", ["group", "batch", "none"])
+def test_unequal_groups_equal_plain_python(model, tmp_path, allocation, aggregation, scale_rewards):
+    weights = [1.0, 0.5]
+    args = KnapsackGRPOConfig(
+        **options(
+            tmp_path,
+            allocation=allocation,
+            multi_objective_aggregation=aggregation,
+            scale_rewards=scale_rewards,
+            reward_weights=weights,
+            success_reward_func="digit_reward",
+            log_completions=True,
+            num_completions_to_print=1,
+        )
+    )
+    trainer = train(KnapsackGRPOTrainer, model, args, rewards=[tiny.digit_reward, tiny.graded_reward])
+
+    assert any(len(set(record.allocation.counts)) > 1 for record in trainer.records)
+    by_key = {}  # key -> prompt
+    for step, record in enumerate(trainer.records, 1):
+        table = pd.read_parquet(Path(args.output_dir) / "completions" / f"completions_{step:05d}.parquet")
+        counts = record.allocation.counts.tolist()
+        assert sum(counts) == len(table) == 32
+        assert min(counts) >= 2
+        assert len(counts) == 8
+        for key, group in zip(record.keys, oracle.split(table["prompt"].tolist(), counts), strict=True):
+            assert set(group) == {by_key.setdefault(key, group[0])}  # each row holds the prompt that was planned
+        rewards = [
+            [None if math.isnan(r) else r for r in row]
+            for row in table[["digit_reward", "graded_reward"]].to_numpy().tolist()
+        ]
+        expected = oracle.advantages(rewards, counts, weights, scale_rewards, aggregation)
+        assert table["advantage"].tolist() == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+        logs = trainer.state.log_history[step - 1]
+        mixed = oracle.mixed(rewards, counts, weights, aggregation)
+        scored = [sum(any(r is not None for r in row) for row in group) for group in oracle.split(rewards, counts)]
+        effective = sum(n for n, varies in zip(scored, mixed, strict=True) if varies)
+        assert logs["knapsack/effective_gradient_ratio"] == pytest.approx(effective / 32)
+        assert logs["knapsack/mixed_prompts"] == pytest.approx(sum(mixed) / 8)
+        assert logs["knapsack/generations/max"] == max(counts)
+        assert logs["knapsack/generations/min"] == min(counts)
+        successes = [sum(row[0] >= 0.5 for row in group) for group in oracle.split(rewards, counts)]
+        rates = [s / n for s, n in zip(successes, counts, strict=True)]
+        assert logs["knapsack/success_rate"] == pytest.approx(sum(rates) / 8)
+        assert logs["knapsack/difficulty/extremely_hard"] == pytest.approx(sum(p == 0 for p in rates) / 8)
+        assert logs["knapsack/difficulty/extremely_easy"] == pytest.approx(sum(p == 1 for p in rates) / 8)
+
+
+def test_gradients_of_unequal_groups_are_those_of_the_logged_advantages(model, tmp_path):
+    """The advantages in the log are those in the loss: the gradient of one step, recomputed from the logged rows."""
+    args = KnapsackGRPOConfig(
+        **options(
+            tmp_path,
+            max_steps=1,
+            gradient_accumulation_steps=1,
+            loss_type="grpo",
+            log_completions=True,
+            num_completions_to_print=1,
+            max_grad_norm=0.0,
+        )
+    )
+    gradient, completions_seen = {}, []
+
+    def reward(completions, completion_ids, **kwargs):
+        completions_seen.extend(completion_ids)
+        return tiny.graded_reward(None, completions)
+
+    class Keep(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            gradient.update({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+
+    def counts_by_place(evidence, budget, low, high):
+        return allocation([2, 9, 3, 2])
+
+    trainer = KnapsackGRPOTrainer(
+        model=model,
+        reward_funcs=reward,
+        args=args,
+        train_dataset=tiny.prompts(),
+        callbacks=[Keep()],
+        allocation_policy=counts_by_place,
+    )
+    trainer.train()
+    table = pd.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
+
+    fresh = type(trainer.model).from_pretrained(model)
+    losses = []
+    for prompt, completion_ids, advantage in zip(table["prompt"], completions_seen, table["advantage"], strict=True):
+        prompt_ids = trainer.processing_class(prompt)["input_ids"]
+        logits = fresh(torch.tensor([prompt_ids + completion_ids])).logits[0, len(prompt_ids) - 1 : -1]
+        logps = torch.log_softmax(logits, dim=-1).gather(1, torch.tensor(completion_ids).unsqueeze(1))
+        losses.append(-advantage * logps.mean())
+    torch.stack(losses).mean().backward()
+    for name, parameter in fresh.named_parameters():
+        torch.testing.assert_close(gradient[name], parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_the_trainer_learns_of_prompts_what_the_rewards_say(model, tmp_path):
+    """Tracker and counts of a run, against a tally kept by the reward function itself."""
+    visits = []
+
+    def digit_reward(prompts, completions, name, trainer_state, **kwargs):
+        rewards = tiny.digit_reward(prompts, completions)
+        visits.append({})
+        for n, reward in zip(name, rewards, strict=True):
+            visits[-1].setdefault(n, []).append(reward)
+        return rewards
+
+    args = KnapsackGRPOConfig(**options(tmp_path, max_steps=12, prompt_id_column="name"))
+    trainer = train(KnapsackGRPOTrainer, model, args, rewards=digit_reward)
+
+    beliefs = {}  # name -> successes, failures
+    for visit, record in zip(visits, trainer.records, strict=True):
+        before = [beliefs.get(name, (0.0, 0.0)) for name in record.keys]
+        alphas, betas = [0.5 + s for s, _ in before], [0.5 + f for _, f in before]
+        np.testing.assert_allclose(record.evidence.alpha, alphas)
+        np.testing.assert_allclose(record.evidence.beta, betas)
+        best = oracle.greedy(alphas, betas, 32, 2, 128)
+        value = sum(map(oracle.expected_value, alphas, betas, record.allocation.counts.tolist()))
+        assert value == pytest.approx(sum(map(oracle.expected_value, alphas, betas, best)), rel=1e-9)
+        for name, rewards in visit.items():
+            s, f = beliefs.get(name, (0.0, 0.0))
+            beliefs[name] = (0.85 * s + sum(rewards), 0.85 * f + len(rewards) - sum(rewards))
+        assert [len(visit[name]) for name in record.keys] == record.allocation.counts.tolist()
+
+    last = trainer.state.log_history[len(trainer.records) - 1]
+    assert last["knapsack/unseen"] == 0.0
+    assert trainer.state.log_history[0]["knapsack/unseen"] == 1.0
+    # Nothing is known in the first epoch, so all prompts get the same.
+    assert trainer.state.log_history[0]["knapsack/generations/max"] == 4
+    assert last["knapsack/generations/max"] > 4
+    assert last["knapsack/value_over_uniform"] > 1.0
+
+
+def test_two_rows_of_one_prompt_are_one_visit(model, tmp_path):
+    dataset = Dataset.from_dict({"prompt": ["m01", "m02"] * 4})
+    args = KnapsackGRPOConfig(**options(tmp_path, max_steps=1))
+    trainer = train(KnapsackGRPOTrainer, model, args, dataset=dataset)
+    record = trainer.records[0]
+    assert len(set(record.keys)) == 2
+    evidence = trainer.success_tracker.evidence(sorted(set(record.keys)))
+    assert evidence.visits.tolist() == [1, 1]
+    assert (evidence.alpha + evidence.beta).tolist() == [17.0, 17.0]  # 4 groups of 4, and the prior
+
+
+def test_batches_without_any_reward(model, tmp_path):
+    def no_reward(completions, **kwargs):
+        return [None] * len(completions)
+
+    args = KnapsackGRPOConfig(**options(tmp_path, max_steps=2))
+    trainer = train(KnapsackGRPOTrainer, model, args, rewards=no_reward)
+    assert trainer.success_tracker.evidence(trainer.success_tracker.keys).visits.max() == 0
+    assert trainer.state.log_history[0]["knapsack/effective_gradient_ratio"] == 0
+    assert trainer.state.log_history[0]["knapsack/success_rate"] is None
+
+
+# -------------------------------------------------------------------------------------------------- stop and resume
+
+
+@pytest.mark.parametrize("allocation", ["posterior", "paper"])
+def test_a_resumed_run_decides_as_if_it_had_not_stopped(model, tmp_path, allocation):
+    arguments = dict(allocation=allocation, save_strategy="steps", save_steps=6, max_steps=12, num_train_epochs=9)
+    dataset = tiny.prompts(128)  # one epoch is 16 steps
+    whole = train(
+        KnapsackGRPOTrainer, model, KnapsackGRPOConfig(**options(tmp_path, **arguments)), dataset=repeated(dataset)
+    )
+    resumed = train(
+        KnapsackGRPOTrainer,
+        model,
+        KnapsackGRPOConfig(**options(tmp_path, **arguments)),
+        dataset=repeated(dataset),
+        resume=str(tmp_path / "checkpoint-6"),
+    )
+    assert len(resumed.records) == 6
+    for a, b in zip(whole.records[6:], resumed.records, strict=True):
+        assert a.keys == b.keys
+        assert a.allocation.counts.tolist() == b.allocation.counts.tolist()
+        assert a.successes.tolist() == b.successes.tolist()
+    assert any(len(set(record.allocation.counts)) > 1 for record in resumed.records)
+    assert resumed.gradients == whole.gradients[6:]
+    for key, value in whole.success_tracker.state_dict().items():
+        np.testing.assert_array_equal(value, resumed.success_tracker.state_dict()[key])
+
+
+def repeated(dataset):
+    """Few distinct prompts within one epoch, so that they are met again before it ends."""
+    return Dataset.from_dict({"prompt": [p[0] + "0" + p[-1] for p in dataset["prompt"]]})
+
+
+def test_resuming_without_success_rates_is_refused(model, tmp_path):
+    arguments = options(tmp_path, save_strategy="steps", save_steps=2, max_steps=2)
+    train(GRPOTrainer, model, GRPOConfig(**arguments))
+    with pytest.raises(FileNotFoundError, match="checkpoint-2 has no knapsack_state.npz"):
+        train(KnapsackGRPOTrainer, model, KnapsackGRPOConfig(**arguments), resume=str(tmp_path / "checkpoint-2"))
+
+
+# ----------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"min_generations": 1}, r"min_generations \(1\) must be at least 2"),
+        ({"min_generations": 5}, r"min_generations \(5\) must be at most num_generations \(4\)"),
+        ({"max_generations": 3}, r"max_generations \(3\) must be at least num_generations \(4\)"),
+        ({"allocation": "greedy"}, r"allocation 'greedy' must be one of 'posterior'"),
+        ({"success_prior": [0.0, 0.5]}, r"success_prior \(0.0, 0.5\)"),
+        ({"success_decay": 1.5}, r"success_decay \(1.5\)"),
+        ({"success_threshold": float("nan")}, r"success_threshold \(nan\)"),
+    ],
+)
+def test_bad_options(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        KnapsackGRPOConfig(**options(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "changes", "message"),
+    [
+        (Dataset.from_dict({"prompt": []}), {}, r"train_dataset has 0 prompts, but one generation batch needs 8"),
+        (tiny.prompts(7), {}, r"train_dataset has 7 prompts, but one generation batch needs 8"),
+        (Dataset.from_dict({"question": ["a"] * 8}), {}, r"no column 'prompt', only \['question'\]"),
+        (tiny.prompts(), {"prompt_id_column": "uid"}, r"prompt_id_column 'uid' is not a column"),
+        (tiny.prompts(), {"success_reward_func": "accuracy"}, r"'accuracy' must be one of .*: digit_reward"),
+    ],
+)
+def test_bad_data(model, tmp_path, dataset, changes, message):
+    with pytest.raises(ValueError, match=message):
+        KnapsackGRPOTrainer(
+            model=model,
+            reward_funcs=tiny.digit_reward,
+            args=KnapsackGRPOConfig(**options(tmp_path, **changes)),
+            train_dataset=dataset,
+        )
+
+
+def test_a_plain_config_with_too_many_generations_says_what_to_raise(model, tmp_path):
+    args = GRPOConfig(**options(tmp_path, per_device_train_batch_size=256, num_generations=256))
+    with pytest.raises(ValueError, match=r"max_generations \(128\) must be at least num_generations \(256\)"):
+        KnapsackGRPOTrainer(model=model, reward_funcs=tiny.digit_reward, args=args, train_dataset=tiny.prompts())
+
+
+@pytest.mark.parametrize("counts", [[4] * 7, [4] * 7 + [5], [1, 7] + [4] * 6])
+def test_a_policy_that_breaks_the_rules_is_refused(model, tmp_path, counts):
+    args = KnapsackGRPOConfig(**options(tmp_path))
+    with pytest.raises(ValueError, match=r"must give each of 8 prompts 2 to 128 generations, 32 in all"):
+        train(KnapsackGRPOTrainer, model, args, allocation_policy=lambda *_: allocation(counts))
+
+
+def test_a_sampler_that_does_not_repeat_prompts_is_refused(model, tmp_path):
+    class Unrepeated(KnapsackGRPOTrainer):
+        def _get_train_sampler(self, dataset=None):
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    with pytest.raises(RuntimeError, match="must repeat each prompt num_generations"):
+        train(Unrepeated, model, KnapsackGRPOConfig(**options(tmp_path)))
+
+
+def test_a_trl_without_a_seam_is_refused():
+    check_seams(GRPOTrainer)
+
+    class Renamed(GRPOTrainer):
+        def _calculate_rewards(self, batch):
+            pass
+
+    with pytest.raises(ImportError, match=r"has no Renamed._calculate_rewards\(inputs, .*install a TRL that works"):
+        check_seams(Renamed)
+    with pytest.raises(ImportError, match=r"object._generate_and_score_completions"):
+        check_seams(object)
+
+
+def test_a_trl_with_other_advantages_is_refused(model, tmp_path, monkeypatch):
+    theirs = GRPOTrainer._generate_and_score_completions
+
+    def changed(self, inputs):
+        output = theirs(self, inputs)
+        output["advantages"] = output["advantages"] * 2
+        return output
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", changed)
+    with pytest.raises(RuntimeError, match="computes other advantages"):
+        train(KnapsackGRPOTrainer, model, KnapsackGRPOConfig(**options(tmp_path)))

@@ -1,0 +1,70 @@
+"""Feeds the success-rate tracker, and keeps it in the checkpoints."""
+
+import os
+
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .records import RolloutRecord
+from .tracker import SuccessRateTracker
+
+
+STATE_FILE = "knapsack_state.npz"
+
+
+class SuccessRateCallback(TrainerCallback):
+    """
+    Tells the tracker what became of each generation batch, and saves it into every checkpoint.
+
+    [`KnapsackGRPOTrainer`] adds it by itself: `trainer.success_rate_callback`.
+
+    Args:
+        tracker ([`SuccessRateTracker`]): The tracker to feed.
+
+    Attributes:
+        last_record ([`RolloutRecord`] or `None`): The newest generation batch: what was decided, and what came of it.
+    """
+
+    def __init__(self, tracker: SuccessRateTracker):
+        self.tracker = tracker
+        self.last_record: RolloutRecord | None = None
+        self._pending: list[RolloutRecord] = []
+
+    def record(self, record: RolloutRecord) -> None:
+        """Take note of a generation batch; the tracker learns of it at the end of the step that it was generated in."""
+        self.last_record = record
+        self._pending.append(record)
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        for record in self._pending:
+            self.tracker.observe(
+                record.keys,
+                record.successes,
+                record.trials,
+                rollouts=record.allocation.counts,
+                tokens=record.tokens,
+            )
+        self._pending.clear()
+
+    on_step_end = on_substep_end
+
+    def on_save(self, args, state, control, **kwargs):
+        if args.should_save:
+            checkpoint = os.path.join(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+            self.tracker.save(os.path.join(checkpoint, STATE_FILE))
+
+    def load(self, checkpoint: str | os.PathLike) -> None:
+        """
+        Go on with the success rates in `checkpoint`.
+
+        Raises:
+            `FileNotFoundError`: if the checkpoint holds none, because another trainer wrote it.
+            `ValueError`: if they can't be read.
+        """
+        path = os.path.join(checkpoint, STATE_FILE)
+        if not os.path.isfile(path):
+            raise FileNotFoundError(
+                f"{checkpoint} has no {STATE_FILE}, so what this run learnt of the prompts is lost; resume from a "
+                "checkpoint of KnapsackGRPOTrainer, or start a new run with this checkpoint as its model."
+            )
+        self.tracker.load(path)

@@ -1,0 +1,121 @@
+"""`GRPOConfig` with the few options of Knapsack GRPO."""
+
+import copy
+from dataclasses import dataclass, field, fields
+
+from trl import GRPOConfig
+
+from .policies import POLICIES
+from .tracker import SuccessRateTracker
+
+
+@dataclass
+class KnapsackGRPOConfig(GRPOConfig):
+    r"""
+    Configuration of the [`KnapsackGRPOTrainer`]: [`~trl.GRPOConfig`] and the options below.
+
+    `num_generations` keeps its meaning as the mean number of generations per prompt, and `generation_batch_size` is the
+    budget of rollouts that is shared out within each generation batch.
+
+    Args:
+        allocation (`str`, *optional*, defaults to `"posterior"`):
+            How rollouts are shared out over the prompts of a generation batch: `"posterior"` maximises the expected
+            value under each prompt's Beta posterior, `"paper"` uses the rates of the last epoch as in
+            [Knapsack RL](https://huggingface.co/papers/2509.25849), `"filter"` gives prompts that last succeeded always
+            or never `min_generations` and shares the rest equally, `"uniform"` is plain GRPO.
+        min_generations (`int`, *optional*, defaults to `2`):
+            Fewest generations of a prompt. At least 2, because a group of one has no advantage.
+        max_generations (`int`, *optional*, defaults to `128`):
+            Most generations of a prompt.
+        success_threshold (`float`, *optional*, defaults to `0.5`):
+            A completion succeeds if its reward is at least this.
+        success_reward_func (`str`, *optional*):
+            Name of the reward function whose reward decides success. By default the weighted sum of all, which is the
+            reward that GRPO optimises; with several reward functions, naming the one for correctness is better.
+        success_prior (`list[float]`, *optional*, defaults to `[0.5, 0.5]`):
+            Beta prior of every prompt's success rate: pseudo-counts of successes and failures.
+        success_decay (`float`, *optional*, defaults to `0.85`):
+            Weight that a prompt's old evidence keeps at each new visit.
+        prompt_id_column (`str`, *optional*):
+            Dataset column that identifies a prompt. By default the content of the row is hashed.
+    """
+
+    # Defaults of prior and decay: the best of a simulation over three difficulty mixes, see docs/design.md.
+    allocation: str = field(
+        default="posterior",
+        metadata={
+            "help": "How rollouts are shared out over the prompts of a generation batch: 'posterior' maximises the "
+            "expected value under each prompt's Beta posterior, 'paper' uses the rates of the last epoch, 'filter' "
+            "gives prompts that last succeeded always or never min_generations and shares the rest equally, "
+            "'uniform' is plain GRPO.",
+            "choices": list(POLICIES),
+        },
+    )
+    min_generations: int = field(
+        default=2,
+        metadata={"help": "Fewest generations of a prompt, at least 2."},
+    )
+    max_generations: int = field(
+        default=128,
+        metadata={"help": "Most generations of a prompt."},
+    )
+    success_threshold: float = field(
+        default=0.5,
+        metadata={"help": "A completion succeeds if its reward is at least this."},
+    )
+    success_reward_func: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of the reward function whose reward decides success. Default: the weighted sum of all."
+        },
+    )
+    success_prior: list[float] = field(
+        default_factory=lambda: [0.5, 0.5],
+        metadata={"help": "Beta prior of every prompt's success rate: pseudo-counts of successes and failures."},
+    )
+    success_decay: float = field(
+        default=0.85,
+        metadata={"help": "Weight that a prompt's old evidence keeps at each new visit, in [0, 1]."},
+    )
+    prompt_id_column: str | None = field(
+        default=None,
+        metadata={"help": "Dataset column that identifies a prompt. Default: the content of the row is hashed."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check_knapsack_options()
+
+    @classmethod
+    def from_grpo_config(cls, args: GRPOConfig) -> "KnapsackGRPOConfig":
+        """The same configuration with the knapsack options at their defaults; `args` is not changed."""
+        config = copy.copy(args)
+        config.__class__ = cls
+        for option in fields(cls):
+            if option.name not in args.__dict__:
+                setattr(
+                    config, option.name, option.default_factory() if option.name == "success_prior" else option.default
+                )
+        config._check_knapsack_options()
+        return config
+
+    def _check_knapsack_options(self) -> None:
+        if self.allocation not in POLICIES:
+            raise ValueError(f"allocation {self.allocation!r} must be one of {', '.join(map(repr, POLICIES))}.")
+        if self.min_generations < 2:
+            raise ValueError(
+                f"min_generations ({self.min_generations}) must be at least 2, because a group of one has no advantage."
+            )
+        if self.min_generations > self.num_generations:
+            raise ValueError(
+                f"min_generations ({self.min_generations}) must be at most num_generations ({self.num_generations}), "
+                "the mean; lower it or raise num_generations."
+            )
+        if self.max_generations < self.num_generations:
+            raise ValueError(
+                f"max_generations ({self.max_generations}) must be at least num_generations ({self.num_generations}), "
+                "the mean; raise it or lower num_generations."
+            )
+        if not -float("inf") < self.success_threshold < float("inf"):
+            raise ValueError(f"success_threshold ({self.success_threshold}) must be a finite reward, for example 0.5.")
+        SuccessRateTracker(self.success_prior, self.success_decay)  # says what is wrong with either

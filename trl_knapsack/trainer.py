@@ -1,0 +1,302 @@
+"""`GRPOTrainer` in which every prompt has its own number of generations."""
+
+import inspect
+import time
+from typing import Any
+
+import numpy as np
+import torch
+import trl
+from accelerate.logging import get_logger
+from accelerate.utils import broadcast_object_list, gather_object
+from trl import GRPOTrainer
+from trl.trainer.utils import get_config_model_id
+
+from .advantages import group_advantages, weighted_rewards
+from .callbacks import SuccessRateCallback
+from .config import KnapsackGRPOConfig
+from .keys import prompt_key
+from .plan import RolloutPlan, plan_rollouts
+from .policies import AllocationPolicy, get_policy
+from .records import RolloutRecord
+from .tracker import Evidence, SuccessRateTracker
+
+
+logger = get_logger(__name__)
+
+WORKING_TRL = "trl>=1.15,<1.17"
+
+# What is overridden, and the parameters relied upon.
+_SEAMS = {
+    "_generate_and_score_completions": ("inputs",),
+    "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
+    "_generate_single_turn": ("prompt_ids", "images", "multimodal_fields", "num_generations"),
+    "_load_optimizer_and_scheduler": ("checkpoint",),
+    "_set_signature_columns_if_needed": (),
+    "log": ("logs", "start_time"),
+}
+
+
+class KnapsackGRPOTrainer(GRPOTrainer):
+    """
+    Trainer for GRPO with per-prompt rollout budgets, as proposed in [Knapsack RL](https://huggingface.co/papers/2509.25849).
+
+    The only change with respect to [`~trl.GRPOTrainer`] is how many completions each prompt of a generation batch gets:
+    the total stays `generation_batch_size`, and rollouts move from prompts that always succeed or always fail to prompts
+    that teach. Advantages are then normalised within each real group. Evaluation is untouched, and with
+    `allocation="uniform"` a run is bit for bit that of [`~trl.GRPOTrainer`].
+
+    Args:
+        model, reward_funcs, args, ...:
+            As for [`~trl.GRPOTrainer`]. `args` is a [`KnapsackGRPOConfig`], or a plain [`~trl.GRPOConfig`], which is
+            copied and gets the default knapsack options.
+        allocation_policy ([`AllocationPolicy`], *optional*):
+            Your own rule for sharing the rollouts out, in place of the one that `args.allocation` names.
+
+    Example:
+
+    ```python
+    from datasets import load_dataset
+    from trl.rewards import accuracy_reward
+    from trl_knapsack import KnapsackGRPOTrainer
+
+    trainer = KnapsackGRPOTrainer(
+        model="Qwen/Qwen2.5-0.5B-Instruct",
+        reward_funcs=accuracy_reward,
+        train_dataset=load_dataset("trl-lib/DeepMath-103K", split="train"),
+    )
+    trainer.train()
+    ```
+    """
+
+    _tag_names = ["trl", "grpo", "knapsack-rl"]
+    _name = "Knapsack GRPO"
+    _paper = {
+        "title": "Knapsack RL: Unlocking Exploration of LLMs via Optimizing Budget Allocation",
+        "id": "2509.25849",
+        # docstyle-ignore
+        "citation": """\
+@article{li2025knapsack,
+    title        = {{Knapsack RL: Unlocking Exploration of LLMs via Optimizing Budget Allocation}},
+    author       = {Li, Ziniu and Chen, Congliang and Yang, Tianyun and Ding, Tian and Sun, Ruoyu and Zhang, Ge and Huang, Wenhao and Luo, Zhi-Quan},
+    year         = 2025,
+    eprint       = {arXiv:2509.25849},
+}""",
+    }
+
+    def __init__(
+        self, model, reward_funcs=None, args=None, train_dataset=None, *others, allocation_policy=None, **kwargs
+    ):
+        check_seams(GRPOTrainer)
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = KnapsackGRPOConfig(f"{name.split('/')[-1]}-Knapsack-GRPO")
+        elif not isinstance(args, KnapsackGRPOConfig):
+            args = KnapsackGRPOConfig.from_grpo_config(args)
+        _check_train_dataset(train_dataset, args, has_environment=kwargs.get("environment_factory") is not None)
+        super().__init__(model, reward_funcs, args, train_dataset, *others, **kwargs)
+
+        self.allocation_policy: AllocationPolicy = allocation_policy or get_policy(args.allocation)
+        self.success_tracker = SuccessRateTracker(args.success_prior, args.success_decay)
+        self.success_rate_callback = SuccessRateCallback(self.success_tracker)
+        self.add_callback(self.success_rate_callback)
+        self._check_success_reward_func()
+        # Without a dataset the environment owns the prompts, and all rows look alike: nothing to allocate.
+        self._prompts_are_known = train_dataset is not None
+
+        self._plan: RolloutPlan | None = None  # of the generation batch under way, None outside of training
+        self._rewards_per_func: torch.Tensor | None = None  # its rewards over all ranks, (R, F)
+        self._advantages_checked = False
+
+    # ------------------------------------------------------------------------------------------ what TRL calls
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        if not self.model.training or not self._prompts_are_known:
+            return super()._generate_and_score_completions(inputs)
+
+        prompts = self._gather_prompts(inputs)  # (P,) rows, one per prompt
+        keys = tuple(prompt_key(prompt, self.args.prompt_id_column) for prompt in prompts)
+        evidence = self.success_tracker.evidence(keys)
+        started = time.perf_counter()
+        allocation = self._allocate(evidence, len(inputs) * self.accelerator.num_processes)
+        solver_seconds = time.perf_counter() - started
+        self._plan = plan_rollouts(allocation.counts, self.accelerator.num_processes)
+
+        try:
+            # A fresh dict per row, because TRL writes the extra fields of `rollout_func` into them.
+            rows = [dict(prompts[i]) for i in self._plan.rank_rows(self.accelerator.process_index)]
+            output = super()._generate_and_score_completions(rows)
+            self._learn_from(output, keys, evidence, allocation, solver_seconds)
+        finally:
+            self._plan = self._rewards_per_func = None
+        return output
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._rewards_per_func = rewards_per_func
+        return rewards_per_func
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):
+        # vLLM's server mode takes every `num_generations`-th prompt and asks for that many completions of it. With
+        # unequal groups each row has to ask for its own.
+        if self._plan is not None and (self._plan.counts != self.num_generations).any():
+            num_generations = 1
+        return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs)
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        column = self.args.prompt_id_column
+        if column is not None and column not in self._signature_columns:  # else `remove_unused_columns` drops it
+            self._signature_columns.append(column)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.success_rate_callback.load(checkpoint)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        # TRL logs means over the logging steps; the largest budget of several batches is not a mean.
+        metrics = self._metrics["train"]
+        for name, extreme in (("knapsack/generations/min", min), ("knapsack/generations/max", max)):
+            if metrics.get(name):
+                metrics[name] = [extreme(metrics[name])]
+        super().log(logs, start_time)
+
+    # ---------------------------------------------------------------------------------------------- our steps
+
+    def _gather_prompts(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """One row per prompt of the generation batch, in the sampler's order, on every rank."""
+        start = self.accelerator.process_index * len(inputs)
+        firsts = []
+        for row, example in enumerate(inputs, start):
+            if row % self.num_generations == 0:
+                firsts.append(example)
+            elif row > start and example.get("prompt") != inputs[row - start - 1].get("prompt"):
+                raise RuntimeError(
+                    f"Row {row} of the generation batch has another prompt than row {row - 1}, but the train sampler "
+                    f"must repeat each prompt num_generations ({self.num_generations}) times; use TRL's own sampler."
+                )
+        return gather_object(firsts)  # only one copy of each prompt travels: images are heavy
+
+    def _allocate(self, evidence: Evidence, budget: int):
+        """Rank 0 decides, and all ranks use its decision."""
+        low, high = self.args.min_generations, self.args.max_generations
+        decision = [None]
+        if self.accelerator.is_main_process:
+            decision = [self.allocation_policy(evidence, budget, low, high)]
+        allocation = broadcast_object_list(decision)[0]
+        counts = allocation.counts
+        if (
+            counts.shape != evidence.alpha.shape
+            or counts.sum() != budget
+            or not ((low <= counts) & (counts <= high)).all()
+        ):
+            raise ValueError(
+                f"The allocation policy {self.allocation_policy!r} returned the counts {counts}, but it must give each "
+                f"of {len(evidence.alpha)} prompts {low} to {high} generations, {budget} in all."
+            )
+        return allocation
+
+    def _learn_from(self, output: dict[str, Any], keys, evidence, allocation, solver_seconds) -> None:
+        """Put right what TRL computed for equal groups, and take note of what came of this generation batch."""
+        plan, rewards_per_func = self._plan, self._rewards_per_func
+        options = (self.reward_weights, self.scale_rewards, self.multi_objective_aggregation)
+        device = self.accelerator.device
+        rank_rows = slice(
+            self.accelerator.process_index * len(output["advantages"]),
+            (self.accelerator.process_index + 1) * len(output["advantages"]),
+        )
+
+        if not self._advantages_checked:
+            equal = torch.full((len(keys),), self.num_generations)
+            ours = group_advantages(rewards_per_func, equal, *options).advantages[rank_rows]
+            if not torch.equal(ours, output["advantages"]):
+                raise RuntimeError(
+                    f"trl {trl.__version__} computes other advantages than trl_knapsack knows of; "
+                    f"install a TRL that works: {WORKING_TRL}."
+                )
+            self._advantages_checked = True
+
+        groups = group_advantages(rewards_per_func, torch.from_numpy(plan.counts), *options)
+        output["advantages"] = groups.advantages[rank_rows]
+        self._metrics["train"]["frac_reward_zero_std"][-1] = groups.zero_std.float().mean().item()
+        logged = self._logs["advantages"]
+        for _ in range(len(plan.row_prompt)):
+            logged.pop()
+        logged.extend(groups.advantages.tolist())
+
+        lengths = output["completion_mask"].sum(dim=1)
+        # `mask_truncated_completions` empties the mask of the longest ones
+        lengths = torch.where(lengths > 0, lengths, output["completion_mask"].size(1))
+        success = self._success(rewards_per_func).cpu().numpy()  # (R,)
+        record = RolloutRecord(
+            keys=keys,
+            evidence=evidence,
+            allocation=allocation,
+            solver_seconds=solver_seconds,
+            successes=plan.per_prompt(np.nan_to_num(success, nan=0.0)),
+            trials=plan.per_prompt(~np.isnan(success)),
+            tokens=plan.per_prompt(self.accelerator.gather(lengths.to(device)).cpu().numpy()),
+            mean_reward=groups.mean_reward.cpu().numpy(),
+            mixed=groups.mixed.cpu().numpy(),
+        )
+        for name, value in record.metrics().items():
+            self._metrics["train"][name].append(value)
+        self.success_rate_callback.record(record)
+
+    def _success(self, rewards_per_func: torch.Tensor) -> torch.Tensor:
+        """1 where a completion succeeded, 0 where it failed, NaN where it has no reward: `(R, F) -> (R,)`."""
+        if self.args.success_reward_func is None:
+            reward = weighted_rewards(rewards_per_func, self.reward_weights)
+        else:
+            reward = rewards_per_func[:, self.reward_func_names.index(self.args.success_reward_func)]
+        return (reward >= self.args.success_threshold).float().masked_fill(torch.isnan(reward), torch.nan)
+
+    def _check_success_reward_func(self) -> None:
+        name, names = self.args.success_reward_func, self.reward_func_names
+        if name is not None and name not in names:
+            raise ValueError(f"success_reward_func {name!r} must be one of the reward functions: {', '.join(names)}.")
+        if name is None and len(names) > 1:
+            logger.warning(
+                f"The weighted sum of {', '.join(names)} decides success: at least {self.args.success_threshold} "
+                "(success_threshold). Name the function for correctness with success_reward_func to let it decide alone."
+            )
+
+
+def check_seams(trainer_class: type) -> None:
+    """
+    Refuse a TRL whose trainer lacks what [`KnapsackGRPOTrainer`] overrides.
+
+    Raises:
+        `ImportError`: naming the missing seam, and the versions that work.
+    """
+    for method, parameters in _SEAMS.items():
+        present = inspect.signature(getattr(trainer_class, method, lambda: None)).parameters
+        if not hasattr(trainer_class, method) or not set(parameters) <= set(present):
+            raise ImportError(
+                f"trl {trl.__version__} has no {trainer_class.__name__}.{method}({', '.join(parameters)}), which "
+                f"trl_knapsack overrides; install a TRL that works: {WORKING_TRL}."
+            )
+
+
+def _check_train_dataset(dataset: Any, args: KnapsackGRPOConfig, has_environment: bool) -> None:
+    """Say what is wrong with a dataset before the model is loaded; what TRL itself checks is left to it."""
+    columns = getattr(dataset, "column_names", None)  # None for a stream that does not know
+    if columns is not None:
+        if "prompt" not in columns and not has_environment:
+            raise ValueError(
+                f"train_dataset has no column 'prompt', only {columns}; rename the one that holds prompts."
+            )
+        if args.prompt_id_column is not None and args.prompt_id_column not in columns:
+            raise ValueError(
+                f"prompt_id_column {args.prompt_id_column!r} is not a column of train_dataset, which has {columns}; "
+                "name one of those, or leave it unset to key prompts by content."
+            )
+    if hasattr(dataset, "__len__"):
+        needed = args.generation_batch_size // args.num_generations
+        if len(dataset) < needed:
+            raise ValueError(
+                f"train_dataset has {len(dataset)} prompts, but one generation batch needs {needed} "
+                f"(generation_batch_size {args.generation_batch_size} / num_generations {args.num_generations}); "
+                "add prompts, or lower the batch size."
+            )
