@@ -28,6 +28,11 @@ JUMP = 8
 # Sampled levels: each is this many times smaller than the next, until about BASE prompts are left.
 LEVEL = 16
 BASE = 512
+# Bins of the success rate, and the longest walk for which they are filled.
+BINS = 1 << 14
+LONGEST = 1 << 10
+# The smallest positive double: a bottom below which no gain is worth anything.
+TINY = 5e-324
 
 
 @njit(cache=True)
@@ -105,43 +110,42 @@ def walk_rate(p, k, shift, low, high, top, bottom, owner, gains, owners, levels,
     Count the gains of one prompt at or above `top` and store those in `[bottom, top)`.
 
     Returns `(count, found, value)`: `low` plus the gains at or above `top`, the items found so far over all prompts
-    (also beyond the room in `gains`), and the value of `count` rollouts without the shift.
+    (also those beyond the room in `gains`), and the value of `count` rollouts without the shift.
     """
     q = 1.0 - p
-    x, sum_x = geometric(p, low - 1)
-    y, sum_y = geometric(q, low - 1)
-    total = sum_x + sum_y
-    p2 = p * p
-    q2 = q * q
-    p4 = p2 * p2
-    q4 = q2 * q2
-    p8 = p4 * p4
-    q8 = q4 * q4
-    count = low
-    # Jumps: the gain eight rollouts further is still at or above the top, so are the eight before it.
-    if count + JUMP <= high:
-        gain = k * (x * p8 + y * q8) + shift
-        if gain >= top:
-            sum_p = (1.0 + p) * (1.0 + p2) * (1.0 + p4)
-            sum_q = (1.0 + q) * (1.0 + q2) * (1.0 + q4)
-            while gain >= top:
-                total += x * sum_p + y * sum_q
-                x *= p8
-                y *= q8
-                count += JUMP
-                if count + JUMP > high:
-                    break
-                gain = k * (x * p8 + y * q8) + shift
-    n = count
+    x, value_x = geometric(p, low - 1)
+    y, value_y = geometric(q, low - 1)
+    value = k * (value_x + value_y)
+    x *= k
+    y *= k
+    n = low
+    following = low + JUMP  # the next point that jumps start from
+    first_end = min(high, following)
+    gain = x + y + shift
+    while gain >= top and n < first_end:
+        value += x + y
+        x *= p
+        y *= q
+        n += 1
+        gain = x + y + shift
     anchor_x = x
     anchor_y = y
-    left = JUMP
-    while n < high:
-        gain = k * (x + y) + shift
-        if gain < bottom:
-            break
+    if n == following:
+        p8, sum_p = geometric(p, JUMP)
+        q8, sum_q = geometric(q, JUMP)
+        while n + JUMP <= high and x * p8 + y * q8 + shift >= top:
+            value += x * sum_p + y * sum_q
+            x *= p8
+            y *= q8
+            n += JUMP
+        anchor_x = x
+        anchor_y = y
+        following = n + JUMP
+        gain = x + y + shift
+    count = n
+    while gain >= bottom and n < high:
         if gain >= top:
-            total += x + y
+            value += x + y
             count += 1
         else:
             if found < gains.size:
@@ -150,84 +154,114 @@ def walk_rate(p, k, shift, low, high, top, bottom, owner, gains, owners, levels,
                 levels[found] = n
             found += 1
         n += 1
-        left -= 1
-        if left == 0:
-            anchor_x *= p8
-            anchor_y *= q8
-            x = anchor_x
-            y = anchor_y
-            left = JUMP
-        else:
+        if n < following or n == low + JUMP:
             x *= p
             y *= q
-    return count, found, k * total
+        else:
+            x = anchor_x * geometric(p, JUMP)[0]
+            y = anchor_y * geometric(q, JUMP)[0]
+        if n == following:
+            anchor_x = x
+            anchor_y = y
+            following += JUMP
+        gain = x + y + shift
+    return count, found, value
 
 
 @njit(cache=True)
-def walk_belief(a, b, k, r, s, shift, low, high, top, bottom, owner, gains, owners, levels, found):
-    """As [`walk_rate`], under p ~ Beta(a, b); `r` and `s` are the exponents of the weight."""
-    a = a + r
-    b = b + s
+def walk_belief(a, b, k, shift, low, high, top, bottom, owner, gains, owners, levels, found):
+    """
+    As [`walk_rate`] under p ~ Beta. `a` and `b` are the parameters plus the exponents of the weight, `alpha + r` and
+    `beta + s`.
+    """
     c = a + b + 1.0
-    x = 1.0
-    y = 1.0
-    n = 1
-    while n + JUMP <= low:
-        inverse = 1.0 / rise8(c + n)
-        x *= rise8(a + n) * inverse
-        y *= rise8(b + n) * inverse
-        n += JUMP
-    while n < low:
+    x, y = belief_chain(a, b, low)
+    x *= k
+    y *= k
+    n = low
+    following = low + JUMP
+    first_end = min(high, following)
+    gain = x + y + shift
+    while gain >= top and n < first_end:
         inverse = 1.0 / (c + n)
         x *= (a + n) * inverse
         y *= (b + n) * inverse
         n += 1
-    while n + JUMP <= high:
-        inverse = 1.0 / rise8(c + n)
-        next_x = x * rise8(a + n) * inverse
-        next_y = y * rise8(b + n) * inverse
-        if k * (next_x + next_y) + shift < top:
-            break
-        x = next_x
-        y = next_y
-        n += JUMP
+        gain = x + y + shift
+    anchor_x = x
+    anchor_y = y
+    if n == following:
+        while n + JUMP <= high:
+            inverse = 1.0 / rise8(c + n)
+            next_x = x * (rise8(a + n) * inverse)
+            next_y = y * (rise8(b + n) * inverse)
+            if next_x + next_y + shift < top:
+                break
+            x = next_x
+            y = next_y
+            n += JUMP
+        anchor_x = x
+        anchor_y = y
+        following = n + JUMP
+        gain = x + y + shift
     count = n
     count_x = x
     count_y = y
-    anchor = n
-    anchor_x = x
-    anchor_y = y
-    while n < high:
-        gain = k * (x + y) + shift
-        if gain < bottom:
-            break
+    while gain >= bottom and n < high:
         above = gain >= top
-        if above:
-            count += 1
-        else:
+        if not above:
             if found < gains.size:
                 gains[found] = gain
                 owners[found] = owner
                 levels[found] = n
             found += 1
-        if n + 1 - anchor == JUMP:
-            inverse = 1.0 / rise8(c + anchor)
-            anchor_x *= rise8(a + anchor) * inverse
-            anchor_y *= rise8(b + anchor) * inverse
-            anchor += JUMP
-            x = anchor_x
-            y = anchor_y
-        else:
-            inverse = 1.0 / (c + n)
-            x *= (a + n) * inverse
-            y *= (b + n) * inverse
         n += 1
+        if n < following or n == low + JUMP:
+            inverse = 1.0 / (c + n - 1.0)
+            x *= (a + n - 1.0) * inverse
+            y *= (b + n - 1.0) * inverse
+        else:
+            start = n - JUMP
+            inverse = 1.0 / rise8(c + start)
+            x = anchor_x * (rise8(a + start) * inverse)
+            y = anchor_y * (rise8(b + start) * inverse)
+        if n == following:
+            anchor_x = x
+            anchor_y = y
+            following += JUMP
+        gain = x + y + shift
         if above:
+            count += 1
             count_x = x
             count_y = y
-    # V(N) = k [ (c+1)/(b+s) - (c+N) x_N/(b+s) + (c+1)/(a+r) - (c+N) y_N/(a+r) ]: the telescoped sum of the gains.
-    value = k * ((c - (c + count - 1.0) * count_x) / b + (c - (c + count - 1.0) * count_y) / a)
-    return count, found, value
+    return count, found, belief_value(a, b, k, count, count_x, count_y)
+
+
+@njit(cache=True)
+def belief_chain(a, b, count):
+    """`(x_N, y_N)` under p ~ Beta at `N = count >= 1`; `a` and `b` as in [`walk_belief`]."""
+    c = a + b + 1.0
+    x = 1.0
+    y = 1.0
+    n = 1
+    while n + JUMP <= count:
+        inverse = 1.0 / rise8(c + n)
+        x *= rise8(a + n) * inverse
+        y *= rise8(b + n) * inverse
+        n += JUMP
+    while n < count:
+        inverse = 1.0 / (c + n)
+        x *= (a + n) * inverse
+        y *= (b + n) * inverse
+        n += 1
+    return x, y
+
+
+@njit(cache=True)
+def belief_value(a, b, k, count, kx, ky):
+    """Value of `count` rollouts, the telescoped sum of the gains, from `kx = k x_N` and `ky = k y_N`."""
+    total = a + b + 1.0
+    return (k * total - (total + (count - 1.0)) * kx) / b + (k * total - (total + (count - 1.0)) * ky) / a
 
 
 @njit(cache=True)
@@ -268,6 +302,45 @@ def kth_largest(values, k):
 
 
 @njit(cache=True)
+def rate_bins(half_p, half_q, scale, longest, top, bottom, bins):
+    """
+    Which counts the success rates of a bin can lead to.
+
+    Bin `j` of `bins` (a power of two) holds the rates in `[j, j + 1] / bins`. Each term `p^i (1-p)^j` of a gain is at
+    most its factors' values at the ends where they are largest, and at least those where they are smallest. So
+    `least[j]` gains of every rate in the bin are at or above `top`, and at most `most[j]` at or above `bottom`; where
+    the two are the same, no gain of the bin has to be computed at all.
+
+    Returns `(least, most)`, both int32 of shape `(bins,)`, counted from 1 and at most `longest`.
+    """
+    least = np.empty(bins, np.int32)
+    most = np.empty(bins, np.int32)
+    for j in range(bins):
+        p0 = j / bins
+        p1 = (j + 1) / bins
+        q0 = 1.0 - p1
+        q1 = 1.0 - p0
+        # A part in 1e12 covers the rounding of the products.
+        x = scale * half_power(p0, half_p + 2) * half_power(q0, half_q + 2) * (1.0 - 1e-12)
+        y = x
+        n = 1
+        while n < longest and x + y >= top:
+            x *= p0
+            y *= q0
+            n += 1
+        least[j] = n
+        x = scale * half_power(p1, half_p + 2) * half_power(q1, half_q + 2) * (1.0 + 1e-12)
+        y = x
+        n = 1
+        while n < longest and x + y >= bottom:
+            x *= p1
+            y *= q1
+            n += 1
+        most[j] = n
+    return least, most
+
+
+@njit(cache=True)
 def collect(
     first, second, half_p, half_q, scale, shift, low, high, stride, top, bottom, counts, gains, owners, levels
 ):
@@ -290,22 +363,45 @@ def collect(
     squares = 0.0
     r = 0.5 * half_p
     s = 0.5 * half_q
+    bins = 0
+    least = np.empty(0, np.int32)
+    most = least
+    if stride == 1 and size >= 8 * BINS and not beliefs and scale.size == 1 and shift.size == 1 and shift[0] == 0.0:
+        longest = 1
+        for i in range(high.size):
+            longest = max(longest, high[i])
+        # A walk that long would cost more than the bins save.
+        if longest <= LONGEST:
+            bins = BINS
+            least, most = rate_bins(half_p, half_q, scale[0], longest, top, bottom, bins)
     for block in range(size):
         i = block
         if stride > 1:
             # A fixed scatter inside the block, so that data with a period does not meet a sample with the same one.
             i = block * stride + ((block * 2654435761) >> 8) % stride
         lowest = low[i * low_step]
-        if beliefs:
+        highest = high[i * high_step]
+        settled = False
+        count = 0
+        worth = 0.0
+        if bins > 0:
+            j = min(int(first[i] * bins), bins - 1)
+            count = min(max(least[j], lowest), highest)
+            settled = count == min(max(most[j], lowest), highest)
+        if settled:
+            _, sum_p = geometric(first[i], count - 1)
+            _, sum_q = geometric(1.0 - first[i], count - 1)
+            worth = scale[0] * rate_factor(first[i], half_p, half_q) * (sum_p + sum_q)
+        elif beliefs:
             k = scale[i * scale_step] * belief_factor(first[i], second[i], half_p, half_q)
             count, found, worth = walk_belief(
-                first[i], second[i], k, r, s, shift[i * shift_step], lowest, high[i * high_step],
+                first[i] + r, second[i] + s, k, shift[i * shift_step], lowest, highest,
                 top, bottom, i, gains, owners, levels, found,
             )  # fmt: skip
         else:
             k = scale[i * scale_step] * rate_factor(first[i], half_p, half_q)
             count, found, worth = walk_rate(
-                first[i], k, shift[i * shift_step], lowest, high[i * high_step],
+                first[i], k, shift[i * shift_step], lowest, highest,
                 top, bottom, i, gains, owners, levels, found,
             )  # fmt: skip
         if write:
@@ -413,43 +509,20 @@ def take_items(counts, gains, owners, levels, take):
 
 
 @njit(cache=True)
-def belief_chain(a, b, r, s, count):
-    """`(x_N, y_N)` of Beta(a, b) at `N = count >= 1`, in jumps from 1."""
-    a = a + r
-    b = b + s
-    c = a + b + 1.0
-    x = 1.0
-    y = 1.0
-    n = 1
-    while n + JUMP <= count:
-        inverse = 1.0 / rise8(c + n)
-        x *= rise8(a + n) * inverse
-        y *= rise8(b + n) * inverse
-        n += JUMP
-    while n < count:
-        inverse = 1.0 / (c + n)
-        x *= (a + n) * inverse
-        y *= (b + n) * inverse
-        n += 1
-    return x, y
-
-
-@njit(cache=True)
 def value_and_gain(first, second, beliefs, half_p, half_q, scale, count):
     """Value of `count` rollouts of one prompt, and what one more adds."""
     if count < 1:
         return 0.0, 0.0
     if beliefs:
         k = scale * belief_factor(first, second, half_p, half_q)
-        x, y = belief_chain(first, second, 0.5 * half_p, 0.5 * half_q, count)
         a = first + 0.5 * half_p
         b = second + 0.5 * half_q
-        value = k * ((a + b + 1.0 - (a + b + count) * x) / b + (a + b + 1.0 - (a + b + count) * y) / a)
-        return value, k * (x + y)
+        x, y = belief_chain(a, b, count)
+        return belief_value(a, b, k, count, k * x, k * y), k * x + k * y
     k = scale * rate_factor(first, half_p, half_q)
     x, sum_x = geometric(first, count - 1)
     y, sum_y = geometric(1.0 - first, count - 1)
-    return k * (sum_x + sum_y), k * (x + y)
+    return k * (sum_x + sum_y), k * x + k * y
 
 
 @njit(cache=True)
@@ -509,10 +582,17 @@ def select(first, second, half_p, half_q, scale, shift, low, high, budget, lowes
     while prompts // stride > BASE:
         stride *= LEVEL
 
-    # The largest gain of the coarsest sample is the first guess of a top.
-    top = np.inf
-    bottom = 0.0
-    started = False
+    # The first bracket: from the largest gain of the coarsest sample down.
+    largest = 0.0
+    for block in range(prompts // stride):
+        i = block * stride
+        _, gain = value_and_gain(
+            first[i], second[i] if second.size > 0 else 0.0, second.size > 0, half_p, half_q,
+            scale[i if scale.size > 1 else 0], low[i if low.size > 1 else 0],
+        )  # fmt: skip
+        largest = max(largest, gain + shift[i if shift.size > 1 else 0])
+    top = next_up(largest)
+    bottom = max(largest / 32.0, TINY)
     spread = 0.0
     while True:
         size = prompts // stride
@@ -531,23 +611,8 @@ def select(first, second, half_p, half_q, scale, shift, low, high, budget, lowes
             gains = np.empty(room)
             owners = np.empty(room, np.int32)
             levels = np.empty(room, np.int32)
-        if not started:
-            # How much is positive at all, and how large is the largest?
-            started = True
-            largest = 0.0
-            for block in range(size):
-                i = block * stride
-                low_i = low[i if low.size > 1 else 0]
-                above, found, value, spread = collect(
-                    first[i : i + 1], second[i : i + 1], half_p, half_q,
-                    scale[i : i + 1] if scale.size > 1 else scale, shift[i : i + 1] if shift.size > 1 else shift,
-                    low[i : i + 1] if low.size > 1 else low, np.full(1, low_i + 1), 1, np.inf, 0.0,
-                    no_counts, gains, owners, levels,
-                )  # fmt: skip
-                if gains[0] > largest:
-                    largest = gains[0]
-            top = next_up(largest)
-            bottom = largest / 32.0
+        # How far a bracket that missed is moved: further each time.
+        ratio = max(1.1, top / bottom)
         while True:
             above, found, value, spread = collect(
                 first, second, half_p, half_q, scale, shift, low, high, stride, top, bottom,
@@ -556,12 +621,14 @@ def select(first, second, half_p, half_q, scale, shift, low, high, budget, lowes
             if above > first_rank:
                 if above >= last_rank:
                     bottom = top
-                top = top * 8.0 if top > 0.0 else np.inf
+                top *= ratio
+                ratio *= ratio
                 continue
-            if above + found < last_rank and bottom > 0.0:
+            if above + found < last_rank and bottom > TINY:
                 if above + found <= first_rank:
                     top = bottom
-                bottom = bottom / 32.0 if bottom > 1e-300 else 0.0
+                bottom = max(bottom / ratio, TINY)
+                ratio *= ratio
                 continue
             if found <= gains.size:
                 break
@@ -597,7 +664,7 @@ def select(first, second, half_p, half_q, scale, shift, low, high, budget, lowes
         if last_rank - above <= found:
             new_bottom = kth_largest(order, last_rank - above - 1)
         else:
-            new_bottom = 0.0
+            new_bottom = TINY
         if first_rank > above:
             top = next_up(kth_largest(order, first_rank - above - 1))
         elif first_rank == 0:
