@@ -28,6 +28,8 @@ JUMP = 8
 # Sampled levels: each is this many times smaller than the next, until about BASE prompts are left.
 LEVEL = 16
 BASE = 512
+# How many standard deviations of a sample's count a bracket reaches to either side.
+MARGIN = 2.5
 # Bins of the success rate, and the longest walk for which they are filled.
 BINS = 1 << 14
 LONGEST = 1 << 10
@@ -366,7 +368,7 @@ def collect(
     bins = 0
     least = np.empty(0, np.int32)
     most = least
-    if stride == 1 and size >= 8 * BINS and not beliefs and scale.size == 1 and shift.size == 1 and shift[0] == 0.0:
+    if size >= 4 * BINS and not beliefs and scale.size == 1 and shift.size == 1 and shift[0] == 0.0:
         longest = 1
         for i in range(high.size):
             longest = max(longest, high[i])
@@ -560,6 +562,64 @@ def next_up(x):
 
 
 @njit(cache=True)
+def enclose(
+    first, second, half_p, half_q, scale, shift, low, high, stride, first_rank, last_rank, top, bottom,
+    counts, gains, owners, levels,
+):  # fmt: skip
+    """
+    Move `[bottom, top)` until it holds the gains of the ranks `first_rank + 1 .. last_rank` (in falling order, among
+    the prompts of this `stride`), and few enough to store. All gains are positive; zero ones are never items.
+
+    Returns what [`collect`] does, then the bracket and the three buffers.
+    """
+    ratio = min(32.0, max(1.1, top / bottom))  # how far a bracket that missed is moved: further each time
+    limit = np.inf  # a top known to be high enough
+    floor = TINY  # a bottom known to be low enough
+    narrowed = 0
+    while True:
+        above, found, value, spread = collect(
+            first, second, half_p, half_q, scale, shift, low, high, stride, top, bottom, counts, gains, owners, levels
+        )
+        if above > first_rank:
+            if above >= last_rank:
+                bottom = top
+                floor = max(floor, top)
+            top = min(top * ratio, limit)
+            ratio *= ratio
+            continue
+        limit = min(limit, top)
+        if above + found < last_rank and bottom > TINY:
+            if above + found <= first_rank:
+                top = bottom
+                limit = min(limit, top)
+            bottom = max(bottom / ratio, floor)
+            ratio *= ratio
+            continue
+        floor = max(floor, bottom)
+        if found <= gains.size:
+            return above, found, value, spread, top, bottom, gains, owners, levels
+        # Too many to store. Those that were stored tell where in the bracket the ranks lie.
+        room = gains.size
+        order = gains.copy()
+        new_top = top
+        new_bottom = bottom
+        start = int((float(first_rank - above) / found - 0.1) * room)
+        end = int((float(last_rank - above) / found + 0.1) * room)
+        if narrowed < 4:
+            if start > 0:
+                new_top = min(top, next_up(kth_largest(order, start)))
+            if end < room - 1:
+                new_bottom = kth_largest(order, end)
+        narrowed += 1
+        if new_top == top and new_bottom == bottom:
+            gains = np.empty(found)
+            owners = np.empty(found, np.int32)
+            levels = np.empty(found, np.int32)
+        top = new_top
+        bottom = new_bottom
+
+
+@njit(cache=True)
 def select(first, second, half_p, half_q, scale, shift, low, high, budget, lowest_total):
     """
     Give out `budget` rollouts: the `budget - lowest_total` largest marginal gains of all prompts.
@@ -574,9 +634,6 @@ def select(first, second, half_p, half_q, scale, shift, low, high, budget, lowes
     need = budget - lowest_total
     counts = np.empty(prompts, np.int64)
     no_counts = np.empty(0, np.int64)
-    gains = np.empty(0)
-    owners = np.empty(0, np.int32)
-    levels = np.empty(0, np.int32)
 
     stride = 1
     while prompts // stride > BASE:
@@ -593,85 +650,55 @@ def select(first, second, half_p, half_q, scale, shift, low, high, budget, lowes
         largest = max(largest, gain + shift[i if shift.size > 1 else 0])
     top = next_up(largest)
     bottom = max(largest / 32.0, TINY)
-    spread = 0.0
-    while True:
+
+    gains = np.empty(0)
+    owners = np.empty(0, np.int32)
+    levels = np.empty(0, np.int32)
+    spread = -1.0  # variance of the counts over the prompts, not known yet
+    while stride > 1:
         size = prompts // stride
-        if stride == 1:
-            first_rank = need
-            last_rank = need + 1
-            target = counts
-        else:
-            centre = need * (size / prompts)
-            margin = 3.5 * math.sqrt(size * max(spread, 1.0)) + 2.0
-            first_rank = max(0, int(centre - margin))
-            last_rank = int(centre + margin) + 1
-            target = no_counts
-        room = 4 * size + 1024 if size <= BASE else size
+        room = min(4 * size + 2048, prompts)
         if gains.size < room:
             gains = np.empty(room)
             owners = np.empty(room, np.int32)
             levels = np.empty(room, np.int32)
-        # How far a bracket that missed is moved: further each time.
-        ratio = max(1.1, top / bottom)
-        while True:
-            above, found, value, spread = collect(
-                first, second, half_p, half_q, scale, shift, low, high, stride, top, bottom,
-                target, gains, owners, levels,
-            )  # fmt: skip
-            if above > first_rank:
-                if above >= last_rank:
-                    bottom = top
-                top *= ratio
-                ratio *= ratio
-                continue
-            if above + found < last_rank and bottom > TINY:
-                if above + found <= first_rank:
-                    top = bottom
-                bottom = max(bottom / ratio, TINY)
-                ratio *= ratio
-                continue
-            if found <= gains.size:
-                break
-            # Too many items to hold: split the bracket at one of the gains seen, as quickselect does.
-            order = gains.copy()
-            part = min(1.0, max(0.0, (0.5 * (first_rank + last_rank) - above) / found))
-            pivot = kth_largest(order, int(part * (order.size - 1)))
-            middle, equal, _, _ = collect(
-                first, second, half_p, half_q, scale, shift, low, high, stride, next_up(pivot), pivot,
-                no_counts, gains, owners, levels,
-            )  # fmt: skip
-            narrowed = False
-            if middle <= first_rank and next_up(pivot) < top:
-                top = next_up(pivot)
-                narrowed = True
-            elif middle >= last_rank and next_up(pivot) > bottom:
-                bottom = next_up(pivot)
-                narrowed = True
-            if middle + equal >= last_rank and pivot > bottom:
-                bottom = pivot
-                narrowed = True
-            elif middle + equal <= first_rank and pivot < top:
-                top = pivot
-                narrowed = True
-            if not narrowed:
-                gains = np.empty(found)
-                owners = np.empty(found, np.int32)
-                levels = np.empty(found, np.int32)
-        if stride == 1:
-            break
+        centre = need * (size / prompts)
+        margin = MARGIN * math.sqrt(size * max(spread, 0.0)) + 2.0
+        first_rank = max(0, int(centre - margin))
+        last_rank = int(centre + margin) + 1
+        above, found, _, new_spread, top, bottom, gains, owners, levels = enclose(
+            first, second, half_p, half_q, scale, shift, low, high, stride, first_rank, last_rank, top, bottom,
+            no_counts, gains, owners, levels,
+        )  # fmt: skip
         # The gains of the two ranks bracket the threshold of the next, larger sample.
         order = gains[:found].copy()
+        new_bottom = TINY
         if last_rank - above <= found:
             new_bottom = kth_largest(order, last_rank - above - 1)
-        else:
-            new_bottom = TINY
-        if first_rank > above:
-            top = next_up(kth_largest(order, first_rank - above - 1))
-        elif first_rank == 0:
+        if spread < 0.0:
+            # The first bracket is wide: how much the counts vary is measured at the threshold found in it.
+            _, _, _, spread = collect(
+                first, second, half_p, half_q, scale, shift, low, high, stride, new_bottom, new_bottom,
+                no_counts, gains, owners, levels,
+            )  # fmt: skip
+            continue
+        if first_rank == 0:
             top = np.inf
+        elif first_rank > above:
+            top = next_up(kth_largest(order, first_rank - above - 1))
         bottom = new_bottom
+        spread = new_spread
         stride //= LEVEL
 
+    room = max(prompts, min(16 * prompts, 16 * BASE))
+    if gains.size < room:
+        gains = np.empty(room)
+        owners = np.empty(room, np.int32)
+        levels = np.empty(room, np.int32)
+    above, found, value, _, _, _, gains, owners, levels = enclose(
+        first, second, half_p, half_q, scale, shift, low, high, 1, need, need + 1, top, bottom,
+        counts, gains, owners, levels,
+    )  # fmt: skip
     take = min(need - above, found)
     more, price = take_items(counts, gains[:found], owners[:found], levels[:found], take)
     left = need - above - take
