@@ -7,17 +7,22 @@ For values that are concave in `N`, which all built-in ones are, this is solved 
 gains. `docs/method.md` has the proof, and the other cases.
 """
 
+import math
 import operator
 from dataclasses import dataclass
 
 import numpy as np
 
-from .values import BetaBeliefs, MixedGroupValue, Value, WeightedSum, resolve
+from .solvers import cheapest, dynamic_program, evolve, is_concave, limit_cost, select_from_table
+from .values import BetaBeliefs, MixedGroupValue, Table, Value, WeightedSum, expected_values, resolve
 
 
-__all__ = ["Allocation", "BetaBeliefs", "allocate"]
+__all__ = ["SOLVERS", "Allocation", "BetaBeliefs", "allocate"]
 
-_NO_SHIFT = np.zeros(1)
+#: Solvers by name.
+SOLVERS = ("exact", "dp", "genetic")
+
+_ZERO = np.zeros(1)
 
 
 @dataclass(frozen=True)
@@ -28,9 +33,13 @@ class Allocation:
     Attributes:
         counts (`np.ndarray` of shape `(P,)`, int64): Rollouts of each prompt; they sum to the budget.
         value (`float`): Total value of the counts.
-        shadow_price (`float`): What one more rollout would bring; 0 when no prompt may take one.
-        upper_bound (`float`): No allocation within the same constraints has a value above this.
+        shadow_price (`float`): What one more rollout would bring, net of what its tokens are worth; 0 when no prompt
+            may take one.
+        upper_bound (`float`): No allocation within the same constraints has a value above this. With `cost_weight`: none
+            that takes as many tokens or fewer.
         solver (`str`): What found it: `"exact"`, `"dp"`, `"genetic"`, or the name of a rule that optimises nothing.
+        cost (`float`, *optional*): Expected tokens of all rollouts, where costs were given.
+        cost_price (`float`): What one more token would bring; 0 where tokens are not scarce.
     """
 
     counts: np.ndarray  # (P,) int64, sums to the budget
@@ -38,6 +47,8 @@ class Allocation:
     shadow_price: float
     upper_bound: float
     solver: str
+    cost: float | None = None
+    cost_price: float = 0.0
 
     @property
     def gap(self) -> float:
@@ -52,7 +63,11 @@ def allocate(
     min_generations=2,
     max_generations=128,
     value: Value = "knapsack",
+    costs=None,
+    max_cost: float | None = None,
+    cost_weight: float | None = None,
     solver: str = "exact",
+    seed: int = 0,
 ) -> Allocation:
     """
     Share `budget` rollouts out over prompts so that their total value is as large as it can be.
@@ -70,15 +85,29 @@ def allocate(
         max_generations (`int` or `(P,)`, *optional*, defaults to 128):
             Most rollouts of a prompt. 128 is the paper's; above 32 it hardly matters.
         value ([`~trl_knapsack.values.Value`], *optional*, defaults to `"knapsack"`):
-            The value of rollouts, see [`trl_knapsack.values`].
+            The value of rollouts: a name of [`~trl_knapsack.values.VALUES`], a
+            [`~trl_knapsack.values.MixedGroupValue`], a [`~trl_knapsack.values.WeightedSum`], a table `(P, M)` of the
+            value of 0 .. M-1 rollouts, or a callable that returns such a table from rates `(P, 1)` (or the beliefs) and
+            counts `(1, M)`. For `solver="genetic"` a callable from counts `(P,)` to one number.
+        costs (`(P,)`, *optional*):
+            Expected completion tokens of one rollout of each prompt, positive. Needs one of the next two.
+        max_cost (`float`, *optional*):
+            Most tokens that all rollouts may take together, besides their number being the budget.
+        cost_weight (`float`, *optional*):
+            Value that a token has to bring: maximises value - cost_weight x tokens.
         solver (`str`, *optional*, defaults to `"exact"`):
-            See `docs/allocator.md`.
+            `"exact"` selects marginal gains, and turns to `"dp"` by itself where the value is not concave; under
+            `max_cost` it returns a proven gap. `"dp"` is exact for any table and for integer costs, in time and memory
+            that grow with budget and tokens. `"genetic"` is for values that couple prompts, and proves nothing.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of the genetic solver.
 
     Returns:
         [`Allocation`]
 
     Raises:
         `ValueError`: in one sentence, if an argument is not valid or the budget is outside what the bounds allow.
+        `ImportError`: if the genetic solver's library is missing.
 
     Example:
 
@@ -86,21 +115,154 @@ def allocate(
     >>> from trl_knapsack import allocate
 
     >>> allocate([0.0, 0.1, 0.4, 0.9, 1.0], budget=40).counts
-    array([ 2, 18, 10,  8,  2])
+    array([ 2, 24,  9,  3,  2])
     ```
     """
-    tabular = not isinstance(value, (str, MixedGroupValue, WeightedSum))
-    prompts = len(success_rates)
-    budget, low, high = check_budget(
-        prompts, budget, min_generations, max_generations, least_bound=0 if tabular else 1, spread=False
+    if solver not in SOLVERS:
+        raise ValueError(f"solver {solver!r} is not known; choose one of {', '.join(map(repr, SOLVERS))}.")
+    if costs is None and max_cost is None and cost_weight is None and solver == "exact":
+        if isinstance(value, (str, MixedGroupValue, WeightedSum)):
+            return _select(success_rates, budget, min_generations, max_generations, value)
+    return _solve(
+        success_rates, budget, min_generations, max_generations, value, costs, max_cost, cost_weight, solver, seed
     )
+
+
+def _select(success_rates, budget, min_generations, max_generations, value) -> Allocation:
+    """The common case on its own: neither costs nor tables."""
+    prompts = len(success_rates)
+    budget, low, high = check_budget(prompts, budget, min_generations, max_generations, spread=False)
     form = resolve(success_rates, value, int(high.max()))
+    if isinstance(form, Table):
+        return _solve(success_rates, budget, low, high, value, None, None, None, "exact", 0)
     from .kernels import select
 
     counts, total, price = select(
-        form.first, form.second, form.half_p, form.half_q, form.scale, _NO_SHIFT, low, high, budget, _total(low, prompts)
+        form.first, form.second, form.half_p, form.half_q, form.scale, _ZERO, low, high, budget, _total(low, prompts)
     )
     return Allocation(counts, total, price, total, "exact")
+
+
+def _solve(
+    success_rates, budget, min_generations, max_generations, value, costs, max_cost, cost_weight, solver, seed
+) -> Allocation:
+    """Every other case."""
+    own = not isinstance(value, (str, MixedGroupValue, WeightedSum))
+    prompts = len(success_rates)
+    budget, low, high = check_budget(prompts, budget, min_generations, max_generations, least_bound=0 if own else 1)
+    costs, max_cost, cost_weight = _check_costs(costs, max_cost, cost_weight, low, high, budget)
+    if solver == "genetic":
+        return _evolve(success_rates, budget, low, high, value, costs, seed)
+
+    form = resolve(success_rates, value, int(high.max()))
+    if solver == "dp" or isinstance(form, Table):
+        values = form.values if isinstance(form, Table) else _tabulate(form, int(high.max()))
+        per_token = 0.0 if costs is None else costs[:, None] * np.arange(values.shape[1])  # (P, M) tokens
+
+        if solver == "dp" or not is_concave(values, low, high):
+            solver = "dp"
+            net = values - (cost_weight or 0.0) * per_token
+            counts, price = dynamic_program(net, low, high, budget, costs if max_cost is not None else None, max_cost)
+
+        def total(counts):
+            return float(values[np.arange(prompts), counts].sum())
+
+        def solve(mu):
+            counts, price = select_from_table(values - mu * per_token, low, high, budget)
+            return counts, total(counts), price
+    else:
+
+        def total(counts):
+            return float(expected_values(success_rates, counts, value).sum())
+
+        def solve(mu):
+            return _select_priced(form, low, high, budget, costs, mu, total)
+
+    mu = cost_weight or 0.0
+    if solver == "dp":
+        value_total = total(counts)
+        bound = value_total
+    elif max_cost is not None:
+        counts, price, mu, bound = limit_cost(solve, total, costs, low, high, budget, max_cost)
+        value_total = total(counts)
+    else:
+        counts, value_total, price = solve(mu)
+        bound = value_total
+    cost = None if costs is None else float(costs @ counts)
+    return Allocation(counts, value_total, price, max(bound, value_total), solver, cost, mu)
+
+
+def _select_priced(form, low, high, budget, costs, mu, total) -> tuple[np.ndarray, float, float]:
+    """Selection with gains from which the worth of the tokens, `mu * costs`, is taken off."""
+    from .kernels import select
+
+    tokens = mu * costs  # (P,)
+    # One number added to all gains changes no choice, and keeps them from being negative.
+    lift = float(tokens.max())
+    counts, _, price = select(
+        form.first, form.second, form.half_p, form.half_q, form.scale, lift - tokens, low, high, budget, int(low.sum())
+    )
+    return counts, total(counts), price - lift
+
+
+def _tabulate(form, longest: int) -> np.ndarray:
+    """Values of 0 .. `longest` rollouts, `(P, longest + 1)`."""
+    from .kernels import value_table
+
+    table = np.zeros((form.first.size, longest + 1))
+    value_table(form.first, form.second, form.half_p, form.half_q, form.scale, table)
+    return table
+
+
+def _evolve(success_rates, budget, low, high, value, costs, seed) -> Allocation:
+    if not callable(value):
+        raise ValueError(
+            f'value ({value!r}) must be a callable from counts (P,) to one number with solver="genetic"; for a value '
+            'that is a sum over prompts use solver="exact".'
+        )
+    if costs is not None:
+        raise ValueError('solver="genetic" takes no costs; let the value callable account for them.')
+    from .kernels import fill_level
+
+    equal = low.copy()
+    fill_level(equal, high, budget - int(low.sum()))
+    best = (
+        _solve(success_rates, budget, np.maximum(low, 1), high, "knapsack", None, None, None, "exact", 0).counts
+        if budget >= np.maximum(low, 1).sum() and high.min() >= 1
+        else equal
+    )
+    counts, total = evolve(value, low, high, budget, [equal, best], seed)
+    gains = [value(counts + step) - total for step in np.eye(low.size, dtype=np.int64)[counts < high]]
+    return Allocation(counts, total, float(max(gains, default=0.0)), math.inf, "genetic")
+
+
+def _check_costs(costs, max_cost, cost_weight, low, high, budget):
+    if costs is None:
+        if max_cost is not None or cost_weight is not None:
+            name = "max_cost" if max_cost is not None else "cost_weight"
+            raise ValueError(f"{name} needs costs; give the expected completion tokens of each prompt.")
+        return None, None, None
+    costs = np.ascontiguousarray(costs, dtype=np.float64)
+    if costs.shape != low.shape:
+        raise ValueError(f"costs has shape {costs.shape} but must have shape ({low.size},), one for each prompt.")
+    wrong = np.flatnonzero(~(np.isfinite(costs) & (costs > 0)))
+    if wrong.size:
+        raise ValueError(
+            f"costs[{wrong[0]}] is {costs[wrong[0]]} but must be positive and finite; where no length is known, give "
+            "the mean of those that are."
+        )
+    if (max_cost is None) == (cost_weight is None):
+        raise ValueError("costs need either max_cost, a limit on tokens, or cost_weight, a price for each; give one.")
+    if cost_weight is not None and not (math.isfinite(cost_weight) and cost_weight >= 0):
+        raise ValueError(f"cost_weight ({cost_weight}) must be finite and not negative.")
+    if max_cost is not None:
+        least = float(costs @ cheapest(costs, low, high, budget))
+        if not max_cost >= least:
+            raise ValueError(
+                f"max_cost ({max_cost}) must be at least {least:g}, the fewest tokens that {budget} rollouts can take "
+                "within the bounds; raise it or lower the budget or min_generations."
+            )
+    return costs, max_cost, cost_weight
 
 
 def check_bounds(name: str, bounds, prompts: int, least: int) -> np.ndarray:

@@ -705,3 +705,39 @@ def select(first, second, half_p, half_q, scale, shift, low, high, budget, lowes
     if left > 0:
         fill_level(counts, high, left)
     return counts, value + more, price
+
+
+@njit(cache=True)
+def knapsack_table(values, low, high, costs, rollouts, tokens):
+    """
+    Dynamic program over `rollouts` and `tokens` above the lower bounds: the best value of the first `i` prompts with
+    exactly `r` rollouts and at most `t` tokens.
+
+    Args: `values (P, M)`, `low, high, costs (P,)`. Returns `best (rollouts + 1, tokens + 1)`, -inf where nothing fits,
+    and `choices (P, rollouts + 1, tokens + 1)`, the rollouts of each prompt above its lower bound.
+    """
+    prompts = values.shape[0]
+    best = np.full((rollouts + 1, tokens + 1), -np.inf)
+    best[0, :] = 0.0
+    choices = np.zeros((prompts, rollouts + 1, tokens + 1), np.int32)
+    reach = 0
+    for i in range(prompts):
+        lowest = low[i]
+        room = high[i] - lowest
+        cost = costs[i]
+        reach = min(reach + room, rollouts)
+        # Downwards and in place: what is read at r - n has not been written yet, but for n = 0, which comes first.
+        for r in range(reach, -1, -1):
+            for t in range(tokens, -1, -1):
+                top = best[r, t] + values[i, lowest]
+                choice = 0
+                for n in range(1, min(room, r) + 1):
+                    if n * cost > t:
+                        break
+                    candidate = best[r - n, t - n * cost] + values[i, lowest + n]
+                    if candidate > top:
+                        top = candidate
+                        choice = n
+                best[r, t] = top
+                choices[i, r, t] = choice
+    return best, choices

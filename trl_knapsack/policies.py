@@ -72,44 +72,57 @@ class PosteriorPolicy:
 @dataclass(frozen=True)
 class PaperPolicy:
     """
-    Knapsack RL's rule: exact knapsack on the success rates of the last visit (arXiv 2509.25849).
+    Knapsack RL's rule: exact knapsack on the success rates of the last visit (arXiv 2509.25849 and its code).
 
-    Prompts never seen get an equal share of the budget, so the first epoch is uniform. Rollouts that the prompts with a
-    rate between 0 and 1 cannot take go to those that were never solved ("fallback"), then to the others, always within
-    `max_generations`. Its value is that of the last rates, which is 0 for a prompt at 0 or 1.
+    Prompts never seen get an equal share of the budget, so the first epoch is uniform. The others get
+    `min_generations`, and those with a rate `p` between 0 and 1 in addition the rollouts after which their group is
+    mixed with the given confidence, `log(1 - confidence) / log(max(p, 1 - p))`, within `max_generations`. What that
+    leaves over goes to the prompts that were never solved ("fallback"), then to the always solved ones, then to the
+    rest, in equal shares and always within `max_generations`; the share of the mixed ones is allocated by knapsack. The
+    value reported is that of the last rates, which is 0 for a prompt at 0 or 1.
 
     Args:
         value ([`~trl_knapsack.values.Value`], *optional*, defaults to `"knapsack"`): The value of rollouts.
+        confidence (`float`, *optional*, defaults to 0.9):
+            See above; the published code's. 1 leaves over only what `max_generations` forbids, which is no fallback.
     """
 
     value: Value = "knapsack"
+    confidence: float = 0.9
 
     def __call__(self, evidence: "Evidence", budget: int, min_generations: int, max_generations: int) -> Allocation:
         rates = np.asarray(evidence.last_rate, dtype=np.float64)
-        unseen = np.isnan(rates)
         budget, low, high = check_budget(rates.size, budget, min_generations, max_generations)
+        seen = ~np.isnan(rates)
         counts = _equal_shares(low, high, budget)
-        seen = ~unseen
         if seen.any():
-            room = budget - int(counts[unseen].sum())
-            counts[seen] = self._seen(rates[seen], room, low[seen], high[seen])
-        return _judged(np.where(unseen, 0.0, rates), counts, self.value, "paper")
+            counts[seen] = self._share(rates[seen], int(counts[seen].sum()), low[seen], high[seen])
+        return _judged(np.where(seen, rates, 0.0), counts, self.value, "paper")
 
-    def _seen(self, rates: np.ndarray, budget: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    def _share(self, rates: np.ndarray, budget: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         mixed = (rates > 0.0) & (rates < 1.0)
+        wanted = low.copy()
+        if mixed.any():
+            with np.errstate(divide="ignore"):
+                needed = np.log1p(-self.confidence) / np.log(np.maximum(rates[mixed], 1.0 - rates[mixed]))
+            wanted[mixed] = np.minimum(low[mixed] + np.minimum(needed, 2.0**31).astype(np.int64), high[mixed])
         counts = low.copy()
-        room = budget - int(low[~mixed].sum())
-        if mixed.any() and room <= high[mixed].sum():
-            best = allocate(
-                rates[mixed], room, min_generations=low[mixed], max_generations=high[mixed], value=self.value
-            )
-            counts[mixed] = best.counts
-            return counts
-        counts[mixed] = high[mixed]
-        for group in (rates == 0.0, rates == 1.0):
-            room = min(budget - int(counts[~group].sum()), int(high[group].sum()))
-            if group.any():
-                counts[group] = _equal_shares(low[group], high[group], room)
+        left = budget - int(low.sum())
+        # In this order, each group takes what it can of what is left: the mixed ones first only as much as they need.
+        shares = ((mixed, wanted), (rates == 0.0, high), (rates == 1.0, high), (mixed, high))
+        for group, most in shares:
+            if left and group.any():
+                total = min(int(counts[group].sum()) + left, int(most[group].sum()))
+                left -= total - int(counts[group].sum())
+                counts[group] = _equal_shares(low[group], most[group], total)
+        if mixed.any():
+            counts[mixed] = allocate(
+                rates[mixed],
+                int(counts[mixed].sum()),
+                min_generations=low[mixed],
+                max_generations=high[mixed],
+                value=self.value,
+            ).counts
         return counts
 
 

@@ -147,9 +147,7 @@ def novelty(visits: Sequence[int]) -> np.ndarray:
     return 1.0 / np.sqrt(1.0 + np.asarray(visits, dtype=np.float64))
 
 
-def learning_progress(
-    rates: Sequence[float], earlier_rates: Sequence[float], rollouts: Sequence[float]
-) -> np.ndarray:
+def learning_progress(rates: Sequence[float], earlier_rates: Sequence[float], rollouts: Sequence[float]) -> np.ndarray:
     """
     Change of the success rate per rollout spent, `|rate - earlier rate| / rollouts`, `(P,)`: large where training moves
     a prompt, up or down (Graves et al. 2017, arXiv 1704.03003). A component for [`WeightedSum`].
