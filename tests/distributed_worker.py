@@ -9,7 +9,12 @@ import tiny
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer
+from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer, get_policy
+
+
+def only_rank_0_decides(evidence, budget, min_generations, max_generations):
+    assert os.environ["RANK"] == "0"
+    return get_policy("posterior")(evidence, budget, min_generations, max_generations)
 
 
 def main(model: str, out: Path, trainer_name: str, changes: dict) -> None:
@@ -50,6 +55,7 @@ def main(model: str, out: Path, trainer_name: str, changes: dict) -> None:
         ),
         train_dataset=tiny.prompts(kinds="eeem"),
         callbacks=[Watch()],
+        **({"allocation_policy": only_rank_0_decides} if is_knapsack else {}),
     )
     seen["world_size"] = trainer.accelerator.num_processes
     trainer.train()

@@ -86,6 +86,17 @@ def mixed(rewards, counts, weights, aggregation):
     return result
 
 
+def frac_reward_zero_std(rewards, counts, weights, scale_rewards, aggregation):
+    """Share of rollouts for which TRL's metric finds no deviation; one that is not defined is not zero."""
+    totals = [total(row, weights) for row in rewards]
+    if aggregation == "normalize_then_sum":
+        return None
+    if scale_rewards == "batch":
+        return float(std(totals) == 0)
+    flat = sum(count for count, group in zip(counts, split(totals, counts), strict=True) if std(group) == 0)
+    return flat / sum(counts)
+
+
 def log_beta(a, b):
     return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
 

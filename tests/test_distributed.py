@@ -16,7 +16,12 @@ WORKER = Path(__file__).parent / "distributed_worker.py"
 def launch(model, out, trainer, processes=2, **changes):
     """What each rank of the run saw."""
     out.mkdir()
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parent)}
+    environment = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(WORKER.parent), os.environ.get("PYTHONPATH", "")]),
+    }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += [str(WORKER), model, str(out), trainer, json.dumps(changes)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

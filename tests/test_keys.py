@@ -24,6 +24,8 @@ def test_every_difference_in_content_is_another_key():
         {"prompt": "1+1=", "solution": [["2"]]},
         {"prompt": "1+1=", "solution": ["2", ""]},
         {"prompt": "1+1=", "solution": {"2": None}},
+        {"prompt": "1+1=", "solution": {"2": None, "3": 1}},
+        {"prompt": "1+1=", "solution": {"2": 1, "3": None}},
         {"prompt": [{"role": "user", "content": "1+1="}]},
         {"prompt": [{"role": "user", "content": "1+1="}, {"role": "assistant", "content": ""}]},
         {"prompt": "1+1=", "x": np.zeros(2)},
@@ -35,7 +37,11 @@ def test_every_difference_in_content_is_another_key():
     ]
     keys = [prompt_key(row) for row in rows]
     assert len(set(keys)) == len(rows)
-    assert keys == [prompt_key(dict(reversed(row.items()))) for row in rows]  # order of columns does not matter
+
+    def reverse(value):  # the order of columns and of fields does not matter
+        return {k: reverse(v) for k, v in reversed(value.items())} if isinstance(value, dict) else value
+
+    assert keys == [prompt_key(reverse(row)) for row in rows]
 
 
 def test_tensors_count_by_content():

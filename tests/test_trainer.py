@@ -199,6 +199,8 @@ def test_unequal_groups_equal_plain_python(model, tmp_path, allocation, aggregat
         assert table["advantage"].tolist() == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
         logs = trainer.state.log_history[step - 1]
+        zero_std = oracle.frac_reward_zero_std(rewards, counts, weights, scale_rewards, aggregation)
+        assert zero_std is None or logs["frac_reward_zero_std"] == pytest.approx(zero_std)
         mixed = oracle.mixed(rewards, counts, weights, aggregation)
         scored = [sum(any(r is not None for r in row) for row in group) for group in oracle.split(rewards, counts)]
         effective = sum(n for n, varies in zip(scored, mixed, strict=True) if varies)
@@ -297,6 +299,85 @@ def test_the_trainer_learns_of_prompts_what_the_rewards_say(model, tmp_path):
     assert trainer.state.log_history[0]["knapsack/generations/max"] == 4
     assert last["knapsack/generations/max"] > 4
     assert last["knapsack/value_over_uniform"] > 1.0
+
+
+def test_extremes_of_several_batches_are_not_averaged(model, tmp_path):
+    args = KnapsackGRPOConfig(**options(tmp_path, max_steps=12, logging_steps=6))
+    trainer = train(KnapsackGRPOTrainer, model, args)
+    logs = trainer.state.log_history
+    for window, records in ((0, trainer.records[:6]), (1, trainer.records[6:])):
+        counts = np.array([record.allocation.counts for record in records])
+        assert logs[window]["knapsack/generations/max"] == counts.max()
+        assert logs[window]["knapsack/generations/min"] == counts.min()
+        assert logs[window]["knapsack/generations/p90"] == pytest.approx(np.percentile(counts, 90, axis=1).mean())
+    assert logs[1]["knapsack/generations/max"] > logs[1]["knapsack/generations/p90"]
+
+
+def test_unequal_groups_ask_for_one_completion_per_row(model, tmp_path, monkeypatch):
+    """vLLM's server mode would otherwise take every `num_generations`-th row and repeat it."""
+    asked = []
+    theirs = GRPOTrainer._generate_single_turn
+
+    def spy(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
+        asked.append(num_generations)
+        return theirs(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs)
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", spy)
+    args = KnapsackGRPOConfig(
+        **options(tmp_path, max_steps=12, eval_strategy="steps", eval_steps=12, num_generations_eval=2)
+    )
+    trainer = train(KnapsackGRPOTrainer, model, args, eval_dataset=tiny.prompts(8))
+    expected = [4 if (record.allocation.counts == 4).all() else 1 for record in trainer.records]
+    assert asked == expected + [2] * 2
+    assert set(expected) == {1, 4}
+
+
+def test_extra_fields_of_a_rollout_func_reach_their_own_rows(model, tmp_path):
+    seen = []
+
+    def rollout(prompts, trainer):
+        rows = range(len(prompts))
+        return {
+            "prompt_ids": [[3]] * len(prompts),
+            "completion_ids": [[3 + row % 10, 1] for row in rows],
+            "logprobs": None,
+            "row": list(rows),
+        }
+
+    def reward(completions, row, **kwargs):
+        seen.append(row)
+        return [float(r % 3 == 0) for r in row]
+
+    train(KnapsackGRPOTrainer, model, KnapsackGRPOConfig(**options(tmp_path)), rewards=reward, rollout_func=rollout)
+    assert seen == [list(range(32))] * 6
+
+
+def test_the_id_column_outlives_remove_unused_columns(model, tmp_path):
+    args = KnapsackGRPOConfig(**options(tmp_path, prompt_id_column="name", remove_unused_columns=True, max_steps=1))
+    trainer = train(KnapsackGRPOTrainer, model, args)
+    assert all(key.startswith("prompt ") for key in trainer.success_tracker.keys)
+
+
+@pytest.mark.parametrize(("threshold", "rate"), [(0.9, 1.0), (0.91, 0.0)])
+def test_a_reward_at_the_threshold_succeeds(model, tmp_path, threshold, rate):
+    def almost(completions, **kwargs):
+        return [0.9] * len(completions)  # 0.9 is not a float32
+
+    args = KnapsackGRPOConfig(**options(tmp_path, max_steps=1, success_threshold=threshold))
+    trainer = train(KnapsackGRPOTrainer, model, args, rewards=almost)
+    assert trainer.state.log_history[0]["knapsack/success_rate"] == rate
+
+
+def test_several_rewards_say_which_decides(model, tmp_path, caplog):
+    for name, warned in ((None, True), ("digit_reward", False)):
+        caplog.clear()
+        KnapsackGRPOTrainer(
+            model=model,
+            reward_funcs=[tiny.digit_reward, tiny.graded_reward],
+            args=KnapsackGRPOConfig(**options(tmp_path, success_reward_func=name)),
+            train_dataset=tiny.prompts(),
+        )
+        assert ("weighted sum of digit_reward, graded_reward decides success" in caplog.text) == warned
 
 
 def test_two_rows_of_one_prompt_are_one_visit(model, tmp_path):
@@ -407,7 +488,7 @@ def test_a_plain_config_with_too_many_generations_says_what_to_raise(model, tmp_
         KnapsackGRPOTrainer(model=model, reward_funcs=tiny.digit_reward, args=args, train_dataset=tiny.prompts())
 
 
-@pytest.mark.parametrize("counts", [[4] * 7, [4] * 7 + [5], [1, 7] + [4] * 6])
+@pytest.mark.parametrize("counts", [[4] * 6 + [8], [4] * 7 + [5], [1, 7] + [4] * 6])
 def test_a_policy_that_breaks_the_rules_is_refused(model, tmp_path, counts):
     args = KnapsackGRPOConfig(**options(tmp_path))
     with pytest.raises(ValueError, match=r"must give each of 8 prompts 2 to 128 generations, 32 in all"):
@@ -423,7 +504,7 @@ def test_a_sampler_that_does_not_repeat_prompts_is_refused(model, tmp_path):
         train(Unrepeated, model, KnapsackGRPOConfig(**options(tmp_path)))
 
 
-def test_a_trl_without_a_seam_is_refused():
+def test_a_trl_without_a_seam_is_refused(model, tmp_path, monkeypatch):
     check_seams(GRPOTrainer)
 
     class Renamed(GRPOTrainer):
@@ -434,6 +515,9 @@ def test_a_trl_without_a_seam_is_refused():
         check_seams(Renamed)
     with pytest.raises(ImportError, match=r"object._generate_and_score_completions"):
         check_seams(object)
+    monkeypatch.setattr(GRPOTrainer, "_calculate_rewards", Renamed._calculate_rewards)
+    with pytest.raises(ImportError, match=r"has no GRPOTrainer._calculate_rewards"):
+        train(KnapsackGRPOTrainer, model, KnapsackGRPOConfig(**options(tmp_path)))
 
 
 def test_a_trl_with_other_advantages_is_refused(model, tmp_path, monkeypatch):

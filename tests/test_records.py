@@ -1,0 +1,78 @@
+import numpy as np
+import oracle
+import pytest
+
+from trl_knapsack import Allocation, Evidence, RolloutRecord
+from trl_knapsack.plan import plan_rollouts
+from trl_knapsack.records import difficulty
+
+
+def test_plan_keeps_prompts_together_and_ranks_full():
+    plan = plan_rollouts([2, 5, 1], num_ranks=2)
+    assert plan.rank_rows(0).tolist() == [0, 0, 1, 1]
+    assert plan.rank_rows(1).tolist() == [1, 1, 1, 2]
+    assert plan.per_prompt(np.array([1, 2, 3, 4, 5, 6, 7, 8])).tolist() == [3, 25, 8]
+
+
+def test_plan_of_equal_counts_is_the_order_of_trls_sampler():
+    plan = plan_rollouts([4, 4, 4], num_ranks=2)
+    assert plan.row_prompt.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+
+
+def test_plan_needs_equal_ranks():
+    with pytest.raises(ValueError, match="7 rollouts can't be shared out equally over 2 ranks"):
+        plan_rollouts([3, 4], num_ranks=2)
+
+
+def test_difficulty_classes_of_the_paper():
+    rates = [0.0, 0.01, 0.2, 0.21, 0.79, 0.8, 0.99, 1.0]
+    assert difficulty(np.array(rates)).tolist() == [0, 1, 1, 2, 2, 3, 3, 4]
+
+
+def test_metrics_by_hand():
+    # Five prompts: solved, failed, mixed, unscored, and one with two of four rollouts scored.
+    record = RolloutRecord(
+        keys=("a", "b", "c", "d", "e"),
+        evidence=Evidence(
+            alpha=np.array([8.5, 0.5, 2.5, 0.5, 0.5]),
+            beta=np.array([0.5, 8.5, 2.5, 0.5, 0.5]),
+            last_rate=np.array([1.0, 0.0, 0.5, np.nan, np.nan]),
+            visits=np.array([1, 1, 3, 0, 0]),
+            mean_length=np.full(5, np.nan),
+        ),
+        allocation=Allocation(
+            np.array([2, 6, 10, 3, 4]), value=0.0, shadow_price=0.0, upper_bound=float("inf"), solver="test"
+        ),
+        solver_seconds=0.25,
+        successes=np.array([2.0, 0.0, 1.0, 0.0, 1.0]),
+        trials=np.array([2.0, 6.0, 10.0, 0.0, 2.0]),
+        tokens=np.array([2.0, 6.0, 10.0, 3.0, 4.0]),
+        mean_reward=np.array([1.0, 0.0, 0.1, np.nan, 0.5]),
+        mixed=np.array([False, False, True, False, True]),
+    )
+    metrics = record.metrics()
+    value = metrics.pop("knapsack/value_over_uniform")
+    assert metrics == pytest.approx(
+        {
+            "knapsack/effective_gradient_ratio": 12 / 25,  # of c and e; two rollouts of e have no reward
+            "knapsack/mixed_prompts": 2 / 5,
+            "knapsack/generations/min": 2,
+            "knapsack/generations/p10": 2.4,
+            "knapsack/generations/median": 4,
+            "knapsack/generations/p90": 8.4,
+            "knapsack/generations/max": 10,
+            "knapsack/difficulty/extremely_hard": 1 / 4,  # of the four that were scored
+            "knapsack/difficulty/hard": 1 / 4,
+            "knapsack/difficulty/medium": 1 / 4,
+            "knapsack/difficulty/easy": 0,
+            "knapsack/difficulty/extremely_easy": 1 / 4,
+            "knapsack/unseen": 2 / 5,
+            "knapsack/success_rate": (1 + 0 + 0.1 + 0.5) / 4,
+            "knapsack/reward": (1 + 0 + 0.1 + 0.5) / 4,
+            "knapsack/solver_time": 0.25,
+        }
+    )
+    pairs = list(zip(record.evidence.alpha, record.evidence.beta, strict=True))
+    ours = sum(oracle.expected_value(a, b, n) for (a, b), n in zip(pairs, [2, 6, 10, 3, 4], strict=True))
+    uniform = sum(oracle.expected_value(a, b, 5) for a, b in pairs)
+    assert value == pytest.approx(ours / uniform)
