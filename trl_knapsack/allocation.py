@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .solvers import cheapest, dynamic_program, evolve, is_concave, limit_cost, select_from_table
-from .values import BetaBeliefs, MixedGroupValue, Table, Value, WeightedSum, expected_values, resolve
+from .values import BetaBeliefs, MixedGroupValue, Table, Value, WeightedSum, check_rates, resolve
 
 
 __all__ = ["SOLVERS", "Allocation", "BetaBeliefs", "allocate"]
@@ -120,21 +120,21 @@ def allocate(
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver {solver!r} is not known; choose one of {', '.join(map(repr, SOLVERS))}.")
-    if costs is None and max_cost is None and cost_weight is None and solver == "exact":
-        if isinstance(value, (str, MixedGroupValue, WeightedSum)):
-            return _select(success_rates, budget, min_generations, max_generations, value)
-    return _solve(
-        success_rates, budget, min_generations, max_generations, value, costs, max_cost, cost_weight, solver, seed
-    )
+    known = check_rates(success_rates)
+    bounds = (min_generations, max_generations)
+    plain = costs is None and max_cost is None and cost_weight is None and solver == "exact"
+    if plain and isinstance(value, (str, MixedGroupValue, WeightedSum)):
+        return _select(known, budget, bounds, value)
+    return _solve(known, budget, bounds, value, costs, max_cost, cost_weight, solver, seed)
 
 
-def _select(success_rates, budget, min_generations, max_generations, value) -> Allocation:
+def _select(known, budget, bounds, value) -> Allocation:
     """The common case on its own: neither costs nor tables."""
-    prompts = len(success_rates)
-    budget, low, high = check_budget(prompts, budget, min_generations, max_generations, spread=False)
-    form = resolve(success_rates, value, int(high.max()))
+    prompts = known[0].size
+    budget, low, high = check_budget(prompts, budget, *bounds, spread=False)
+    form = resolve(*known, value, int(high.max()))
     if isinstance(form, Table):
-        return _solve(success_rates, budget, low, high, value, None, None, None, "exact", 0)
+        return _solve(known, budget, bounds, value)
     from .kernels import select
 
     counts, total, price = select(
@@ -144,17 +144,17 @@ def _select(success_rates, budget, min_generations, max_generations, value) -> A
 
 
 def _solve(
-    success_rates, budget, min_generations, max_generations, value, costs, max_cost, cost_weight, solver, seed
+    known, budget, bounds, value, costs=None, max_cost=None, cost_weight=None, solver="exact", seed=0
 ) -> Allocation:
     """Every other case."""
     own = not isinstance(value, (str, MixedGroupValue, WeightedSum))
-    prompts = len(success_rates)
-    budget, low, high = check_budget(prompts, budget, min_generations, max_generations, least_bound=0 if own else 1)
+    prompts = known[0].size
+    budget, low, high = check_budget(prompts, budget, *bounds, least_bound=0 if own else 1)
     costs, max_cost, cost_weight = _check_costs(costs, max_cost, cost_weight, low, high, budget)
     if solver == "genetic":
-        return _evolve(success_rates, budget, low, high, value, costs, seed)
+        return _evolve(known, budget, low, high, value, costs, seed)
 
-    form = resolve(success_rates, value, int(high.max()))
+    form = resolve(*known, value, int(high.max()))
     if solver == "dp" or isinstance(form, Table):
         values = form.values if isinstance(form, Table) else _tabulate(form, int(high.max()))
         per_token = 0.0 if costs is None else costs[:, None] * np.arange(values.shape[1])  # (P, M) tokens
@@ -171,9 +171,12 @@ def _solve(
             counts, price = select_from_table(values - mu * per_token, low, high, budget)
             return counts, total(counts), price
     else:
+        from .kernels import values_and_gains
 
         def total(counts):
-            return float(expected_values(success_rates, counts, value).sum())
+            return float(
+                values_and_gains(form.first, form.second, form.half_p, form.half_q, form.scale, counts)[0].sum()
+            )
 
         def solve(mu):
             return _select_priced(form, low, high, budget, costs, mu, total)
@@ -188,15 +191,17 @@ def _solve(
     else:
         counts, value_total, price = solve(mu)
         bound = value_total
+    if budget == high.sum():
+        price = 0.0  # nobody may take one more
     cost = None if costs is None else float(costs @ counts)
     return Allocation(counts, value_total, price, max(bound, value_total), solver, cost, mu)
 
 
 def _select_priced(form, low, high, budget, costs, mu, total) -> tuple[np.ndarray, float, float]:
-    """Selection with gains from which the worth of the tokens, `mu * costs`, is taken off."""
+    """Selection with gains from which the worth of the tokens, `mu * costs (P,)`, is taken off."""
     from .kernels import select
 
-    tokens = mu * costs  # (P,)
+    tokens = mu * costs
     # One number added to all gains changes no choice, and keeps them from being negative.
     lift = float(tokens.max())
     counts, _, price = select(
@@ -214,7 +219,7 @@ def _tabulate(form, longest: int) -> np.ndarray:
     return table
 
 
-def _evolve(success_rates, budget, low, high, value, costs, seed) -> Allocation:
+def _evolve(known, budget, low, high, value, costs, seed) -> Allocation:
     if not callable(value):
         raise ValueError(
             f'value ({value!r}) must be a callable from counts (P,) to one number with solver="genetic"; for a value '
@@ -226,14 +231,12 @@ def _evolve(success_rates, budget, low, high, value, costs, seed) -> Allocation:
 
     equal = low.copy()
     fill_level(equal, high, budget - int(low.sum()))
-    best = (
-        _solve(success_rates, budget, np.maximum(low, 1), high, "knapsack", None, None, None, "exact", 0).counts
-        if budget >= np.maximum(low, 1).sum() and high.min() >= 1
-        else equal
-    )
-    counts, total = evolve(value, low, high, budget, [equal, best], seed)
-    gains = [value(counts + step) - total for step in np.eye(low.size, dtype=np.int64)[counts < high]]
-    return Allocation(counts, total, float(max(gains, default=0.0)), math.inf, "genetic")
+    starts = [equal]
+    if low.min() >= 1:
+        starts.append(_select(known, budget, (low, high), "knapsack").counts)
+    counts, total = evolve(value, low, high, budget, starts, seed)
+    more = [value(counts + step) - total for step in np.eye(low.size, dtype=np.int64)[counts < high]]
+    return Allocation(counts, total, float(max(more, default=0.0)), math.inf, "genetic")
 
 
 def _check_costs(costs, max_cost, cost_weight, low, high, budget):

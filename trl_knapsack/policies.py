@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 
 from .allocation import Allocation, allocate, check_budget
-from .values import BetaBeliefs, Value, expected_values, marginal_gains
+from .values import BetaBeliefs, Value, values_and_gains
 
 
 if TYPE_CHECKING:
@@ -94,12 +94,13 @@ class PaperPolicy:
         rates = np.asarray(evidence.last_rate, dtype=np.float64)
         budget, low, high = check_budget(rates.size, budget, min_generations, max_generations)
         seen = ~np.isnan(rates)
-        counts = _equal_shares(low, high, budget)
+        counts = equal_shares(low, high, budget)
         if seen.any():
-            counts[seen] = self._share(rates[seen], int(counts[seen].sum()), low[seen], high[seen])
+            counts[seen] = self.share(rates[seen], int(counts[seen].sum()), low[seen], high[seen])
         return _judged(np.where(seen, rates, 0.0), counts, self.value, "paper")
 
-    def _share(self, rates: np.ndarray, budget: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    def share(self, rates: np.ndarray, budget: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """Counts `(P,)` for prompts that were all seen; `rates`, `low` and `high` are `(P,)`."""
         mixed = (rates > 0.0) & (rates < 1.0)
         wanted = low.copy()
         if mixed.any():
@@ -114,7 +115,7 @@ class PaperPolicy:
             if left and group.any():
                 total = min(int(counts[group].sum()) + left, int(most[group].sum()))
                 left -= total - int(counts[group].sum())
-                counts[group] = _equal_shares(low[group], most[group], total)
+                counts[group] = equal_shares(low[group], most[group], total)
         if mixed.any():
             counts[mixed] = allocate(
                 rates[mixed],
@@ -143,7 +144,7 @@ class FilterPolicy:
         for group in (~filtered, filtered):
             if group.any():
                 room = min(budget - int(counts[~group].sum()), int(high[group].sum()))
-                counts[group] = _equal_shares(low[group], high[group], room)
+                counts[group] = equal_shares(low[group], high[group], room)
         return _judged(_beliefs(evidence), counts, "knapsack", "filter")
 
 
@@ -153,10 +154,11 @@ class UniformPolicy:
 
     def __call__(self, evidence: "Evidence", budget: int, min_generations: int, max_generations: int) -> Allocation:
         budget, low, high = check_budget(len(evidence.alpha), budget, min_generations, max_generations)
-        return _judged(_beliefs(evidence), _equal_shares(low, high, budget), "knapsack", "uniform")
+        return _judged(_beliefs(evidence), equal_shares(low, high, budget), "knapsack", "uniform")
 
 
-def _equal_shares(low: np.ndarray, high: np.ndarray, budget: int) -> np.ndarray:
+def equal_shares(low: np.ndarray, high: np.ndarray, budget: int) -> np.ndarray:
+    """Counts `(P,)` that are as equal as the bounds `(P,)` allow; a rest goes to the first prompts."""
     from .kernels import fill_level
 
     counts = low.copy()
@@ -166,9 +168,8 @@ def _equal_shares(low: np.ndarray, high: np.ndarray, budget: int) -> np.ndarray:
 
 def _judged(success_rates, counts: np.ndarray, value: Value, solver: str) -> Allocation:
     """Counts of a rule that optimises nothing, with what they are worth."""
-    gains = marginal_gains(success_rates, counts, value)
-    total = float(expected_values(success_rates, counts, value).sum())
-    return Allocation(counts, total, float(gains.max()), float("inf"), solver)
+    values, gains = values_and_gains(success_rates, counts, value)
+    return Allocation(counts, float(values.sum()), float(gains.max()), float("inf"), solver)
 
 
 _POLICIES = {

@@ -217,16 +217,15 @@ def check_rates(success_rates) -> tuple[np.ndarray, np.ndarray]:
     return rates, _NOTHING
 
 
-def resolve(success_rates, value: Value, longest: int) -> ClosedForm | Table:
+def resolve(first: np.ndarray, second: np.ndarray, value: Value, longest: int) -> ClosedForm | Table:
     """
     Rates or beliefs together with a value, in the form that the solvers take.
 
     Args:
-        success_rates (`np.ndarray` of shape `(P,)` or [`BetaBeliefs`]): What is known of the prompts.
+        first (`np.ndarray` of shape `(P,)`), second (`np.ndarray` of shape `(0,)` or `(P,)`): From [`check_rates`].
         value ([`Value`]): The value of rollouts.
         longest (`int`): Largest count that a table must reach.
     """
-    first, second = check_rates(success_rates)
     if isinstance(value, str):
         value = _named(value)
     if isinstance(value, MixedGroupValue):
@@ -234,7 +233,7 @@ def resolve(success_rates, value: Value, longest: int) -> ClosedForm | Table:
     if isinstance(value, WeightedSum):
         return _resolve_sum(first, second, value, longest)
     if callable(value):
-        shown = success_rates if second.size else first[:, None]
+        shown = BetaBeliefs(first, second) if second.size else first[:, None]
         value = value(shown, np.arange(longest + 1)[None, :])
         origin = "The value callable returned"
     else:
@@ -312,7 +311,7 @@ def expected_values(success_rates, counts: Sequence[int], value: Value = "knapsa
     array([0.0625    , 0.12402344, 0.        ])
     ```
     """
-    return _values_and_gains(success_rates, counts, value)[0]
+    return values_and_gains(success_rates, counts, value)[0]
 
 
 def marginal_gains(success_rates, counts: Sequence[int], value: Value = "knapsack") -> np.ndarray:
@@ -321,22 +320,23 @@ def marginal_gains(success_rates, counts: Sequence[int], value: Value = "knapsac
 
     Arguments and errors as in [`expected_values`].
     """
-    return _values_and_gains(success_rates, counts, value)[1]
+    return values_and_gains(success_rates, counts, value)[1]
 
 
-def _values_and_gains(success_rates, counts, value) -> tuple[np.ndarray, np.ndarray]:
-    first, _ = check_rates(success_rates)
+def values_and_gains(success_rates, counts, value) -> tuple[np.ndarray, np.ndarray]:
+    """[`expected_values`] and [`marginal_gains`] at once."""
+    first, second = check_rates(success_rates)
     counts = np.asarray(counts)
     if counts.shape != first.shape:
         raise ValueError(f"counts has shape {counts.shape} but must have shape ({first.size},), one for each prompt.")
     if counts.size and (counts.dtype.kind not in "iu" or counts.min() < 0):
         raise ValueError(f"counts must be integers that are not negative, not {counts!r}.")
     counts = np.ascontiguousarray(counts, dtype=np.int64)
-    form = resolve(success_rates, value, int(counts.max(initial=0)) + 1)
+    form = resolve(first, second, value, int(counts.max(initial=0)) + 1)
     if isinstance(form, Table):
         prompts = np.arange(counts.size)
         values = form.values[prompts, counts]
         return values, form.values[prompts, counts + 1] - values
-    from .kernels import values_and_gains
+    from . import kernels
 
-    return values_and_gains(form.first, form.second, form.half_p, form.half_q, form.scale, counts)
+    return kernels.values_and_gains(form.first, form.second, form.half_p, form.half_q, form.scale, counts)

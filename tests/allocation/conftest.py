@@ -1,0 +1,31 @@
+"""Settings of the allocator's tests."""
+
+import os
+
+import numba
+import pytest
+from hypothesis import HealthCheck, settings
+
+
+COMPILED = not numba.config.DISABLE_JIT
+
+# The same examples in every run. Without compilation fewer, because each takes longer.
+settings.register_profile(
+    "allocation",
+    max_examples=int(os.environ.get("ALLOCATION_EXAMPLES", 200 if COMPILED else 30)),
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("allocation")
+
+
+def pytest_collection_modifyitems(items):
+    if not COMPILED:
+        for item in items:
+            if item.get_closest_marker("compiled"):
+                item.add_marker(pytest.mark.skip(reason="too slow without compilation"))
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "compiled: too slow with NUMBA_DISABLE_JIT=1, skipped there")

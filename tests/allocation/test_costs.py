@@ -1,0 +1,91 @@
+import naive
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_exact import check, problems
+
+from trl_knapsack.allocation import allocate
+from trl_knapsack.values import BetaBeliefs
+
+
+@st.composite
+def limited(draw):
+    """A problem with integer costs and a limit that some allocation meets."""
+    rates, low, high, budget = draw(problems(st.integers(1, 5), st.integers(0, 4)))
+    costs = [float(draw(st.integers(1, 9))) for _ in rates]
+    # The fewest tokens: the rollouts above the bounds to the cheapest prompts, one at a time.
+    cheap = naive.greedy(lambda i, n: -costs[i], low, high, budget)
+    least = sum(c * n for c, n in zip(costs, cheap, strict=True))
+    return rates, low, high, budget, costs, least + draw(st.integers(0, 20))
+
+
+@given(limited())
+def test_limit_by_dynamic_programming_is_exact(problem):
+    rates, low, high, budget, costs, limit = problem
+    found = allocate(
+        rates, budget, min_generations=low, max_generations=high, costs=costs, max_cost=limit, solver="dp"
+    )
+    check(found, low, high, budget)
+    assert found.cost == np.dot(costs, found.counts) <= limit
+    best = naive.brute_force(naive.table(rates, max(high)), low, high, budget, costs, limit)
+    assert found.value == pytest.approx(best, rel=1e-12, abs=1e-15)
+    assert found.upper_bound == found.value
+
+
+@given(limited())
+def test_limit_by_prices_is_feasible_and_its_bound_holds(problem):
+    rates, low, high, budget, costs, limit = problem
+    found = allocate(rates, budget, min_generations=low, max_generations=high, costs=costs, max_cost=limit)
+    check(found, low, high, budget)
+    assert found.cost <= limit
+    best = naive.brute_force(naive.table(rates, max(high)), low, high, budget, costs, limit)
+    assert found.value <= best + 1e-12
+    assert found.upper_bound >= best - 1e-12
+    assert found.gap == found.upper_bound - found.value >= 0
+
+
+@given(problems(st.integers(1, 5), st.integers(0, 4)), st.integers(0, 50), st.data())
+def test_weighing_tokens_is_exact(problem, weight, data):
+    rates, low, high, budget = problem
+    costs = np.array([data.draw(st.integers(1, 9)) for _ in rates], dtype=float)
+    weight = weight / 1000
+    found = allocate(rates, budget, min_generations=low, max_generations=high, costs=costs, cost_weight=weight)
+    check(found, low, high, budget)
+    net = np.array(naive.table(rates, max(high))) - weight * costs[:, None] * np.arange(max(high) + 1)
+    best = naive.brute_force(net, low, high, budget)
+    assert found.value - weight * found.cost == pytest.approx(best, rel=1e-12, abs=1e-13)
+    tabled = allocate(
+        rates,
+        budget,
+        min_generations=low,
+        max_generations=high,
+        costs=costs,
+        cost_weight=weight,
+        value=np.array(naive.table(rates, max(high))),
+    )
+    assert tabled.value - weight * tabled.cost == pytest.approx(best, rel=1e-12, abs=1e-13)
+
+
+def test_a_limit_that_does_not_bind_changes_nothing():
+    rates = [0.1, 0.4, 0.9]
+    free = allocate(rates, 24)
+    limited = allocate(rates, 24, costs=[5, 6, 7], max_cost=1e9)
+    assert limited.counts.tolist() == free.counts.tolist()
+    assert limited.gap == 0 and limited.cost_price == 0
+
+
+@pytest.mark.parametrize("share", [0.9, 0.97])
+def test_gap_is_small_on_many_prompts(share):
+    rng = np.random.default_rng(0)
+    beliefs = BetaBeliefs(0.5 + rng.gamma(1, 3, 1000), 0.5 + rng.gamma(1, 3, 1000))
+    costs = rng.lognormal(6, 0.5, 1000)
+    free = allocate(beliefs, 8000)
+    limit = share * float(costs @ free.counts)
+    found = allocate(beliefs, 8000, costs=costs, max_cost=limit)
+    assert found.counts.sum() == 8000 and found.cost <= limit
+    assert found.gap <= 1e-4 * found.value  # the exchange of two rollouts at most
+    assert 0 < found.value < free.value and found.cost_price > 0
+    # At the price that was found, weighing tokens gives a value that the limit cannot beat.
+    priced = allocate(beliefs, 8000, costs=costs, cost_weight=found.cost_price)
+    assert found.value - found.cost_price * found.cost <= priced.value - priced.cost_price * priced.cost + 1e-9
