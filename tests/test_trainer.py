@@ -60,7 +60,7 @@ class Records(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         record = self.trainer.success_rate_callback.last_record
-        if not self.records or self.records[-1] is not record:
+        if record is not None and record not in self.records[-1:]:
             self.records.append(record)
 
 
@@ -405,34 +405,64 @@ def test_batches_without_any_reward(model, tmp_path):
 # -------------------------------------------------------------------------------------------------- stop and resume
 
 
-@pytest.mark.parametrize("allocation", ["posterior", "paper"])
-def test_a_resumed_run_decides_as_if_it_had_not_stopped(model, tmp_path, allocation):
-    arguments = dict(allocation=allocation, save_strategy="steps", save_steps=6, max_steps=12, num_train_epochs=9)
-    dataset = tiny.prompts(128)  # one epoch is 16 steps
-    whole = train(
-        KnapsackGRPOTrainer, model, KnapsackGRPOConfig(**options(tmp_path, **arguments)), dataset=repeated(dataset)
-    )
-    resumed = train(
-        KnapsackGRPOTrainer,
-        model,
-        KnapsackGRPOConfig(**options(tmp_path, **arguments)),
-        dataset=repeated(dataset),
-        resume=str(tmp_path / "checkpoint-6"),
-    )
-    assert len(resumed.records) == 6
-    for a, b in zip(whole.records[6:], resumed.records, strict=True):
+WINDOW = dict(per_device_train_batch_size=8, gradient_accumulation_steps=1, steps_per_generation=4)
+
+
+@pytest.mark.parametrize(
+    ("stop", "changes", "trl_goes_on_exactly"),
+    [
+        (3, {}, True),  # within the first epoch, between two windows
+        (6, {}, False),  # in the second epoch
+        (4, {}, None),  # at the end of the first epoch
+        (3, {"allocation": "paper"}, None),
+        (6, WINDOW, False),  # in the middle of a window
+        (7, {**WINDOW, "num_iterations": 2, "beta": 0.1}, False),
+        (8, {**WINDOW, "gradient_accumulation_steps": 3}, False),  # epochs end within an accumulation
+    ],
+)
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(model, tmp_path, stop, changes, trl_goes_on_exactly):
+    arguments = options(tmp_path, save_strategy="steps", save_steps=stop, max_steps=2 * stop + 2, num_train_epochs=9)
+    arguments.update(changes)
+
+    def whole_and_resumed(trainer_class, config_class):
+        whole = train(trainer_class, model, config_class(**arguments))
+        resumed = train(trainer_class, model, config_class(**arguments), resume=str(tmp_path / f"checkpoint-{stop}"))
+        return whole, resumed
+
+    whole, resumed = whole_and_resumed(KnapsackGRPOTrainer, KnapsackGRPOConfig)
+    assert resumed.gradients == whole.gradients[stop:]
+    for a, b in zip(reversed(whole.records), reversed(resumed.records), strict=False):
         assert a.keys == b.keys
         assert a.allocation.counts.tolist() == b.allocation.counts.tolist()
         assert a.successes.tolist() == b.successes.tolist()
-    assert any(len(set(record.allocation.counts)) > 1 for record in resumed.records)
-    assert resumed.gradients == whole.gradients[6:]
     for key, value in whole.success_tracker.state_dict().items():
         np.testing.assert_array_equal(value, resumed.success_tracker.state_dict()[key])
+    for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+    if trl_goes_on_exactly is not None:
+        arguments = {k: v for k, v in arguments.items() if k != "allocation"}
+        whole, resumed = whole_and_resumed(GRPOTrainer, GRPOConfig)
+        assert (resumed.gradients == whole.gradients[stop:]) == trl_goes_on_exactly
 
 
-def repeated(dataset):
-    """Few distinct prompts within one epoch, so that they are met again before it ends."""
-    return Dataset.from_dict({"prompt": [p[0] + "0" + p[-1] for p in dataset["prompt"]]})
+def test_a_window_of_other_settings_is_generated_again(model, tmp_path, caplog):
+    arguments = options(tmp_path, **WINDOW, save_strategy="steps", save_steps=2, max_steps=6)
+    train(KnapsackGRPOTrainer, model, KnapsackGRPOConfig(**arguments))
+    arguments["steps_per_generation"] = 2
+    args = KnapsackGRPOConfig(**arguments)
+    resumed = train(KnapsackGRPOTrainer, model, args, resume=str(tmp_path / "checkpoint-2"))
+    assert "are generated again" in caplog.text
+    assert resumed.state.global_step == 6
+
+
+def test_a_window_that_can_not_be_read_is_refused(model, tmp_path):
+    arguments = options(tmp_path, **WINDOW, save_strategy="steps", save_steps=2, max_steps=2)
+    train(KnapsackGRPOTrainer, model, KnapsackGRPOConfig(**arguments))
+    path = tmp_path / "checkpoint-2" / "knapsack_window_0.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ValueError, match="knapsack_window_0.safetensors is not a readable generation window"):
+        train(KnapsackGRPOTrainer, model, KnapsackGRPOConfig(**arguments), resume=str(tmp_path / "checkpoint-2"))
 
 
 def test_resuming_without_success_rates_is_refused(model, tmp_path):

@@ -1,6 +1,7 @@
 """`GRPOTrainer` in which every prompt has its own number of generations."""
 
 import inspect
+import os
 import time
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 import trl
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, gather_object
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
-from trl.trainer.utils import get_config_model_id
+from trl.trainer.utils import RepeatSampler, get_config_model_id
 
 from .advantages import group_advantages, weighted_rewards
 from .callbacks import SuccessRateCallback
@@ -19,6 +21,7 @@ from .keys import prompt_key
 from .plan import RolloutPlan, plan_rollouts
 from .policies import AllocationPolicy, get_policy
 from .records import RolloutRecord
+from .resume import ResumableRepeatSampler, load_window, save_window, window_path
 from .tracker import Evidence, SuccessRateTracker
 
 
@@ -31,6 +34,8 @@ _SEAMS = {
     "_generate_and_score_completions": ("inputs",),
     "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
     "_generate_single_turn": ("prompt_ids", "images", "multimodal_fields", "num_generations"),
+    "_get_train_sampler": ("dataset",),
+    "_save_checkpoint": ("model", "trial"),
     "_load_optimizer_and_scheduler": ("checkpoint",),
     "_set_signature_columns_if_needed": (),
     "log": ("logs", "start_time"),
@@ -149,10 +154,50 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         if column is not None and column not in self._signature_columns:  # else `remove_unused_columns` drops it
             self._signature_columns.append(column)
 
+    def _get_train_sampler(self, dataset=None):
+        sampler = super()._get_train_sampler(dataset)
+        if type(sampler) is RepeatSampler:
+            sampler = ResumableRepeatSampler(sampler, epochs_passed=lambda: int(self.state.epoch or 0))
+        return sampler
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        under_way = self._step % (self.args.steps_per_generation * self.num_iterations) != 0
+        folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        save_window(
+            window_path(os.path.join(self._get_output_dir(trial=trial), folder), self.accelerator.process_index),
+            self._step,
+            self._buffered_inputs if under_way else [],
+            self._window_settings(),
+        )
+
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self.success_rate_callback.load(checkpoint)
+        if checkpoint is None:
+            return
+        self.success_rate_callback.load(checkpoint)
+        # TRL counts its steps from 0 again, and generates the window under way once more.
+        path = window_path(checkpoint, self.accelerator.process_index)
+        window = load_window(path, self._window_settings(), self.accelerator.device) if os.path.isfile(path) else None
+        if window is None:
+            logger.warning(
+                f"{checkpoint} was not saved with the settings {self._window_settings()}: the rollouts under way, if "
+                "any, are generated again, so the run does not go on exactly as it would have."
+            )
+        else:
+            self._step, batches = window
+            self._buffered_inputs = batches or None
+
+    def _window_settings(self) -> dict[str, int]:
+        """What a resumed run must share with the one that stopped, to go on with its rollouts."""
+        args = self.args
+        return {
+            "num_processes": self.accelerator.num_processes,
+            "per_device_train_batch_size": args.per_device_train_batch_size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "steps_per_generation": args.steps_per_generation,
+            "num_iterations": self.num_iterations,
+        }
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # TRL logs means over the logging steps; the largest budget of several batches is not a mean.
