@@ -109,13 +109,13 @@ class Explanation:
         figure = Figure(figsize=(12, 3.6), layout="constrained")
         many, last, bars = figure.subplots(1, 3, width_ratios=(3, 3, 2))
         counts = self.allocation.counts
-        many.scatter(self.rates, counts, s=14, alpha=0.5, color="tab:blue", edgecolors="none")
+        _bubbles(many, self.rates, counts, "tab:blue")
         many.axhline(counts.mean(), color="0.5", linewidth=1, linestyle="--")
         many.annotate("uniform", (0.99, counts.mean()), ha="right", va="bottom", color="0.35", fontsize=9)
         many.set(xlabel="success rate", ylabel="rollouts", title="What each prompt gets", xlim=(-0.03, 1.03), ylim=0)
 
         price = self.allocation.shadow_price
-        last.scatter(self.rates, self.last_gains, s=14, alpha=0.5, color="tab:orange", edgecolors="none")
+        _bubbles(last, self.rates, self.last_gains, "tab:orange")
         last.axhline(price, color="0.5", linewidth=1, linestyle="--")
         last.annotate("shadow price", (0.99, price), ha="right", va="top", color="0.35", fontsize=9)
         last.set(
@@ -124,10 +124,11 @@ class Explanation:
         top = max(3.0 * price, 1.5 * float(np.quantile(self.last_gains, 0.9)), 1e-300)
         last.set_ylim(-0.05 * top, top)
 
-        names = [name for name in ("uniform", "paper", "allocation", "bound") if np.isfinite(self.totals[name])]
+        labels = {"uniform": "uniform", "paper": "paper", "allocation": "this", "bound": "bound"}
+        names = [name for name in labels if np.isfinite(self.totals[name])]
         heights = [self.totals[name] for name in names]
         colors = {"uniform": "0.7", "paper": "0.55", "allocation": "tab:blue", "bound": "0.85"}
-        drawn = bars.bar(names, heights, color=[colors[name] for name in names])
+        drawn = bars.bar([labels[name] for name in names], heights, color=[colors[name] for name in names])
         bars.bar_label(drawn, [_percent(height, self.totals["uniform"]) for height in heights], fontsize=9)
         bars.set(ylabel="value", title="Value, in % of uniform")
         bars.margins(y=0.12)
@@ -186,6 +187,12 @@ def explain(
     totals = {name: float(expected_values(success_rates, other, value).sum()) for name, other in rules.items()}
     totals |= {"allocation": float(values.sum()), "bound": allocation.upper_bound}
     return Explanation(allocation, rates, values, last_gains, next_gains, totals)
+
+
+def _bubbles(axes, x: np.ndarray, y: np.ndarray, color: str) -> None:
+    """A scatter plot in which prompts at one point show as one larger dot."""
+    points, prompts = np.unique(np.column_stack([x, y]), axis=0, return_counts=True)
+    axes.scatter(*points.T, s=16 * np.sqrt(prompts), alpha=0.6, color=color, edgecolors="none")
 
 
 def _percent(part: float, whole: float) -> str:
