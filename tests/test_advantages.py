@@ -8,6 +8,11 @@ import torch
 from trl_knapsack.advantages import group_advantages
 
 
+def in_order(counts):
+    """[2, 3] -> [0, 0, 1, 1, 1]"""
+    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+
+
 def random_rewards(rng, rows, funcs, missing):
     # Multiples of 1/4 are exact in float32, so that "all equal" means the same to both sides.
     return [[None if rng.random() < missing else rng.randint(-4, 4) / 4 for _ in range(funcs)] for _ in range(rows)]
@@ -28,7 +33,7 @@ def test_unequal_groups_equal_a_loop_over_groups(scale_rewards, aggregation, mis
 
         groups = group_advantages(
             torch.tensor([[float("nan") if r is None else r for r in row] for row in rewards]),
-            torch.tensor(counts),
+            in_order(counts),
             torch.tensor(weights),
             scale_rewards,
             aggregation,
@@ -44,7 +49,7 @@ def test_unequal_groups_equal_a_loop_over_groups(scale_rewards, aggregation, mis
 
 def test_a_group_without_variance_has_no_advantage_whatever_its_neighbours():
     rewards = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]).unsqueeze(1)
-    groups = group_advantages(rewards, torch.tensor([2, 2, 5]), torch.ones(1), "group", "sum_then_normalize")
+    groups = group_advantages(rewards, in_order([2, 2, 5]), torch.ones(1), "group", "sum_then_normalize")
     # std of (0, 1) is sqrt(1/2)
     half = 0.5 / (0.5**0.5 + 1e-4)
     assert groups.advantages.tolist() == pytest.approx([0, 0, -half, half, 0, 0, 0, 0, 0])
@@ -58,8 +63,20 @@ def test_order_of_groups_does_not_matter(scale_rewards):
     results = []
     for order in itertools.permutations(parts):
         rewards = torch.tensor([r for n in order for r in parts[n]]).unsqueeze(1)
-        out = group_advantages(rewards, torch.tensor(order), torch.ones(1), scale_rewards, "sum_then_normalize")
+        out = group_advantages(rewards, in_order(order), torch.ones(1), scale_rewards, "sum_then_normalize")
         by_group = dict(zip(order, oracle.split(out.advantages.tolist(), order), strict=True))
         results.append([a for n in parts for a in by_group[n]])
     for result in results[1:]:
         assert result == pytest.approx(results[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
+def test_groups_may_be_scattered_over_the_rows(aggregation):
+    rewards = torch.randint(0, 3, (40, 2)).float()
+    group = torch.arange(5).repeat_interleave(torch.tensor([2, 3, 5, 10, 20]))
+    scatter = torch.randperm(40)
+    options = (torch.ones(2), "group", aggregation)
+    together = group_advantages(rewards, group, *options)
+    scattered = group_advantages(rewards[scatter], group[scatter], *options)
+    torch.testing.assert_close(scattered.advantages, together.advantages[scatter])
+    assert scattered.mixed.tolist() == together.mixed.tolist()

@@ -7,11 +7,39 @@ from trl_knapsack.plan import plan_rollouts
 from trl_knapsack.records import difficulty
 
 
-def test_plan_keeps_prompts_together_and_ranks_full():
+def test_plan_by_hand():
+    # The group of 5 fills a rank of 4, its last row joins the others.
     plan = plan_rollouts([2, 5, 1], num_ranks=2)
-    assert plan.rank_rows(0).tolist() == [0, 0, 1, 1]
-    assert plan.rank_rows(1).tolist() == [1, 1, 1, 2]
-    assert plan.per_prompt(np.array([1, 2, 3, 4, 5, 6, 7, 8])).tolist() == [3, 25, 8]
+    assert plan.rank_rows(0).tolist() == [1, 1, 1, 1]
+    assert plan.rank_rows(1).tolist() == [0, 0, 1, 2]
+    assert plan.per_prompt(np.array([1, 2, 3, 4, 5, 6, 7, 8])).tolist() == [11, 17, 8]
+    assert plan.imbalance([1, 1, 1, 1, 2, 2, 2, 6]) == pytest.approx(12 / 8)
+    assert plan_rollouts([2, 5, 1], num_ranks=1).row_prompt.tolist() == [0, 0, 1, 1, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_ranks_get_even_tokens_and_whole_groups(seed):
+    rng = np.random.default_rng(seed)
+    counts = np.minimum(1 + rng.geometric(1 / 7, size=256), 128)
+    counts[0] = 128 - counts[1:].sum() % 8  # all ranks full
+    lengths = rng.lognormal(5, [0.5, 1.2][seed % 2], size=256)  # long tails
+    unknown = rng.random(256) < 0.1
+    plan = plan_rollouts(counts, 8, np.where(unknown, np.nan, lengths))
+
+    assert np.bincount(plan.row_prompt).tolist() == counts.tolist()
+    predicted = np.where(unknown, lengths[~unknown].mean(), lengths)
+    per_rank = [predicted[plan.rank_rows(rank)].sum() for rank in range(8)]
+    assert max(per_rank) <= 1.05 * sum(per_rank) / 8
+    ranks_of = [sum(prompt in plan.rank_rows(rank) for rank in range(8)) for prompt in range(256)]
+    assert sum(n > 1 for n in ranks_of) <= 25  # nine groups in ten stay whole
+    again = plan_rollouts(counts, 8, np.where(unknown, np.nan, lengths))
+    assert again.row_prompt.tolist() == plan.row_prompt.tolist()
+
+
+def test_one_endless_completion_does_not_stop_the_plan():
+    plan = plan_rollouts([2, 3, 3], 2, [1000.0, 1.0, 1.0])
+    assert np.bincount(plan.row_prompt).tolist() == [2, 3, 3]
+    assert [int((plan.rank_rows(rank) == 0).sum()) for rank in range(2)] == [1, 1]
 
 
 def test_plan_of_equal_counts_is_the_order_of_trls_sampler():
@@ -49,6 +77,7 @@ def test_metrics_by_hand():
         tokens=np.array([2.0, 6.0, 10.0, 3.0, 4.0]),
         mean_reward=np.array([1.0, 0.0, 0.1, np.nan, 0.5]),
         mixed=np.array([False, False, True, False, True]),
+        rank_imbalance=1.5,
     )
     metrics = record.metrics()
     value = metrics.pop("knapsack/value_over_uniform")
@@ -69,6 +98,7 @@ def test_metrics_by_hand():
             "knapsack/unseen": 2 / 5,
             "knapsack/success_rate": (1 + 0 + 0.1 + 0.5) / 4,
             "knapsack/reward": (1 + 0 + 0.1 + 0.5) / 4,
+            "knapsack/rank_imbalance": 1.5,
             "knapsack/solver_time": 0.25,
         }
     )

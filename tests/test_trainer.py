@@ -60,7 +60,7 @@ class Records(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         record = self.trainer.success_rate_callback.last_record
-        if record is not None and record not in self.records[-1:]:
+        if record is not None and (not self.records or self.records[-1] is not record):
             self.records.append(record)
 
 

@@ -31,7 +31,7 @@ def weighted_rewards(rewards_per_func: torch.Tensor, reward_weights: torch.Tenso
 
 def group_advantages(
     rewards_per_func: torch.Tensor,
-    counts: torch.Tensor,
+    group: torch.Tensor,
     reward_weights: torch.Tensor,
     scale_rewards: str,
     multi_objective_aggregation: str,
@@ -44,7 +44,7 @@ def group_advantages(
 
     Args:
         rewards_per_func (`torch.Tensor` of shape `(R, F)`): Rewards of all ranks, NaN where a function returned None.
-        counts (`torch.Tensor` of shape `(P,)`, int64): Size of each group, in row order; sums to `R`.
+        group (`torch.Tensor` of shape `(R,)`, int64): Group of each rollout, `0` to `P - 1`, in any order.
         reward_weights (`torch.Tensor` of shape `(F,)`): Weight of each reward function.
         scale_rewards (`str`): `"group"`, `"batch"` or `"none"`, as in [`~trl.GRPOConfig`].
         multi_objective_aggregation (`str`): `"sum_then_normalize"` or `"normalize_then_sum"`.
@@ -52,9 +52,10 @@ def group_advantages(
     Returns:
         [`GroupAdvantages`]
     """
-    counts = counts.to(rewards_per_func.device)
-    group = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)  # (R,)
-    place = torch.arange(len(group), device=counts.device) - (counts.cumsum(0) - counts)[group]  # (R,)
+    group = group.to(rewards_per_func.device)
+    counts = torch.bincount(group)  # (P,)
+    place = torch.empty_like(group)  # of each rollout within its group
+    place[group.argsort(stable=True)] = torch.cat([torch.arange(n, device=group.device) for n in counts.tolist()])
 
     def in_groups(x: torch.Tensor) -> torch.Tensor:  # (R, ...) -> (P, longest, ...)
         padded = x.new_full((len(counts), int(counts.max()), *x.shape[1:]), torch.nan)

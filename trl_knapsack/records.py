@@ -21,12 +21,13 @@ class RolloutRecord:
         keys (`tuple[str, ...]` of length `P`): Prompt keys. A prompt that the sampler drew twice is there twice.
         evidence ([`Evidence`]): What was known of the prompts before.
         allocation ([`Allocation`]): What was decided; `allocation.counts` is `(P,)` and sums to `R`.
-        solver_seconds (`float`): Time that the allocation took on this rank's clock.
+        solver_seconds (`float`): Time that the allocation took, on rank 0.
         successes (`np.ndarray` of shape `(P,)`): Completions that succeeded.
         trials (`np.ndarray` of shape `(P,)`): Completions that were scored by at least one reward function.
         tokens (`np.ndarray` of shape `(P,)`): Completion tokens generated.
         mean_reward (`np.ndarray` of shape `(P,)`): Mean reward of each group, NaN where none was scored.
         mixed (`np.ndarray` of shape `(P,)`, bool): Whether rewards within the group vary, so that it has a gradient.
+        rank_imbalance (`float`): Completion tokens of the rank that generated most, over the mean of the ranks.
     """
 
     keys: tuple[str, ...]
@@ -38,6 +39,7 @@ class RolloutRecord:
     tokens: np.ndarray
     mean_reward: np.ndarray
     mixed: np.ndarray
+    rank_imbalance: float
 
     @property
     def success_rate(self) -> np.ndarray:
@@ -74,6 +76,7 @@ class RolloutRecord:
             "success_rate": rate[scored].mean() if scored.any() else np.nan,
             "reward": np.nanmean(self.mean_reward) if scored.any() else np.nan,
             "value_over_uniform": self.value_over_uniform(),
+            "rank_imbalance": self.rank_imbalance,
             "solver_time": self.solver_seconds,
         }
         return {f"knapsack/{name}": float(value) for name, value in metrics.items()}

@@ -15,6 +15,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler, get_config_model_id
 
 from .advantages import group_advantages, weighted_rewards
+from .allocation import Allocation
 from .callbacks import SuccessRateCallback
 from .config import KnapsackGRPOConfig
 from .keys import prompt_key
@@ -122,10 +123,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         prompts = self._gather_prompts(inputs)  # (P,) rows, one per prompt
         keys = tuple(prompt_key(prompt, self.args.prompt_id_column) for prompt in prompts)
         evidence = self.success_tracker.evidence(keys)
-        started = time.perf_counter()
-        allocation = self._allocate(evidence, len(inputs) * self.accelerator.num_processes)
-        solver_seconds = time.perf_counter() - started
-        self._plan = plan_rollouts(allocation.counts, self.accelerator.num_processes)
+        allocation, self._plan, solver_seconds = self._decide(evidence, len(inputs) * self.accelerator.num_processes)
 
         try:
             # A fresh dict per row, because TRL writes the extra fields of `rollout_func` into them.
@@ -223,22 +221,31 @@ class KnapsackGRPOTrainer(GRPOTrainer):
                 )
         return gather_object(firsts)  # only one copy of each prompt travels: images are heavy
 
-    def _allocate(self, evidence: Evidence, budget: int):
-        """Rank 0 decides, and all ranks use its decision."""
-        low, high = self.args.min_generations, self.args.max_generations
-        decision = [None]
+    def _decide(self, evidence: Evidence, budget: int) -> tuple[Allocation, RolloutPlan, float]:
+        """Rank 0 decides, and all ranks use its decision; what fails there fails everywhere, so that no rank waits."""
+        decision: list[Any] = [None]
         if self.accelerator.is_main_process:
-            decision = [self.allocation_policy(evidence, budget, low, high)]
-        allocation = broadcast_object_list(decision)[0]
-        counts = allocation.counts
-        if (
-            counts.shape != evidence.alpha.shape
-            or counts.sum() != budget
-            or not ((low <= counts) & (counts <= high)).all()
-        ):
+            try:
+                started = time.perf_counter()
+                allocation = self._allocate(evidence, budget)
+                seconds = time.perf_counter() - started
+                plan = plan_rollouts(allocation.counts, self.accelerator.num_processes, evidence.mean_length)
+                decision = [(allocation, plan, seconds)]
+            except Exception as error:
+                decision = [error]
+        decision = broadcast_object_list(decision)
+        if isinstance(decision[0], Exception):
+            raise decision[0]
+        return decision[0]
+
+    def _allocate(self, evidence: Evidence, budget: int) -> Allocation:
+        low, high = self.args.min_generations, self.args.max_generations
+        allocation = self.allocation_policy(evidence, budget, low, high)
+        counts, prompts = allocation.counts, len(evidence.alpha)
+        if counts.shape != (prompts,) or counts.sum() != budget or not ((low <= counts) & (counts <= high)).all():
             raise ValueError(
                 f"The allocation policy {self.allocation_policy!r} returned the counts {counts}, but it must give each "
-                f"of {len(evidence.alpha)} prompts {low} to {high} generations, {budget} in all."
+                f"of {prompts} prompts {low} to {high} generations, {budget} in all."
             )
         return allocation
 
@@ -253,7 +260,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         )
 
         if not self._advantages_checked:
-            equal = torch.full((len(keys),), self.num_generations)
+            equal = torch.arange(len(keys)).repeat_interleave(self.num_generations)
             ours = group_advantages(rewards_per_func, equal, *options).advantages[rank_rows]
             if not torch.equal(ours, output["advantages"]):
                 raise RuntimeError(
@@ -262,7 +269,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
                 )
             self._advantages_checked = True
 
-        groups = group_advantages(rewards_per_func, torch.from_numpy(plan.counts), *options)
+        groups = group_advantages(rewards_per_func, torch.from_numpy(plan.row_prompt), *options)
         output["advantages"] = groups.advantages[rank_rows]
         self._metrics["train"]["frac_reward_zero_std"][-1] = groups.zero_std.float().mean().item()
         logged = self._logs["advantages"]
@@ -273,6 +280,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         lengths = output["completion_mask"].sum(dim=1)
         # `mask_truncated_completions` empties the mask of the longest ones
         lengths = torch.where(lengths > 0, lengths, output["completion_mask"].size(1))
+        tokens = self.accelerator.gather(lengths.to(device)).cpu().numpy()  # (R,)
         success = self._success(rewards_per_func).cpu().numpy()  # (R,)
         record = RolloutRecord(
             keys=keys,
@@ -281,9 +289,10 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             solver_seconds=solver_seconds,
             successes=plan.per_prompt(np.nan_to_num(success, nan=0.0)),
             trials=plan.per_prompt(~np.isnan(success)),
-            tokens=plan.per_prompt(self.accelerator.gather(lengths.to(device)).cpu().numpy()),
+            tokens=plan.per_prompt(tokens),
             mean_reward=groups.mean_reward.cpu().numpy(),
             mixed=groups.mixed.cpu().numpy(),
+            rank_imbalance=plan.imbalance(tokens),
         )
         for name, value in record.metrics().items():
             self._metrics["train"][name].append(value)
