@@ -360,7 +360,7 @@ def collect(
     high_step = 1 if high.size > 1 else 0
     write = counts.size > 0
     above = 0
-    found = 0
+    found = np.int64(0)  # typed, or numba compiles what takes it twice: for a literal and for an integer
     value = 0.0
     squares = 0.0
     r = 0.5 * half_p
@@ -369,7 +369,7 @@ def collect(
     least = np.empty(0, np.int32)
     most = least
     if size >= 4 * BINS and not beliefs and scale.size == 1 and shift.size == 1 and shift[0] == 0.0:
-        longest = 1
+        longest = np.int64(1)
         for i in range(high.size):
             longest = max(longest, high[i])
         # A walk that long would cost more than the bins save.
@@ -696,7 +696,7 @@ def select(first, second, half_p, half_q, scale, shift, low, high, budget, lowes
         owners = np.empty(room, np.int32)
         levels = np.empty(room, np.int32)
     above, found, value, _, _, _, gains, owners, levels = enclose(
-        first, second, half_p, half_q, scale, shift, low, high, 1, need, need + 1, top, bottom,
+        first, second, half_p, half_q, scale, shift, low, high, stride, need, need + 1, top, bottom,
         counts, gains, owners, levels,
     )  # fmt: skip
     take = min(need - above, found)

@@ -149,6 +149,16 @@ def test_zero_gains_are_shared_like_any_tie():
     assert counts.tolist() == [4, 6, 6, 6]
 
 
+@pytest.mark.parametrize("prompts", [600, 70_000])
+def test_levels_and_bins(prompts):
+    # Few enough cases for a run without compilation, which the next test is too slow for.
+    p = np.random.default_rng(2).beta(0.5, 0.7, prompts)
+    found = allocate(p, 8 * prompts)
+    check(found, 2, 128, 8 * prompts)
+    last = marginal_gains(p, found.counts - 1)[found.counts > 2]
+    assert last.min() >= marginal_gains(p, found.counts).max() * (1 - 1e-12)
+
+
 @pytest.mark.compiled
 @pytest.mark.parametrize("prompts", [513, 5_000, 70_000])
 @pytest.mark.parametrize("kind", ["uniform", "skewed", "eighths", "sorted", "periodic", "equal", "extreme"])
