@@ -318,9 +318,10 @@ def test_unequal_groups_ask_for_one_completion_per_row(model, tmp_path, monkeypa
     asked = []
     theirs = GRPOTrainer._generate_single_turn
 
-    def spy(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs):
-        asked.append(num_generations)
-        return theirs(self, prompt_ids, images, multimodal_fields, num_generations, **kwargs)
+    def spy(self, *args, **kwargs):
+        # TRL before 1.15 reads it here; since then it was read just before, and is the fourth argument.
+        asked.append(args[3] if len(args) > 3 else self.num_generations if self.model.training else 2)
+        return theirs(self, *args, **kwargs)
 
     monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", spy)
     args = KnapsackGRPOConfig(
@@ -330,6 +331,7 @@ def test_unequal_groups_ask_for_one_completion_per_row(model, tmp_path, monkeypa
     expected = [4 if (record.allocation.counts == 4).all() else 1 for record in trainer.records]
     assert asked == expected + [2] * 2
     assert set(expected) == {1, 4}
+    assert trainer.num_generations == 4
 
 
 def test_extra_fields_of_a_rollout_func_reach_their_own_rows(model, tmp_path):

@@ -34,7 +34,7 @@ WORKING_TRL = "trl>=1.15,<1.17"
 _SEAMS = {
     "_generate_and_score_completions": ("inputs",),
     "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
-    "_generate_single_turn": ("prompt_ids", "images", "multimodal_fields", "num_generations"),
+    "_generate": ("prompts",),
     "_get_train_sampler": ("dataset",),
     "_save_checkpoint": ("model", "trial"),
     "_load_optimizer_and_scheduler": ("checkpoint",),
@@ -139,12 +139,16 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         self._rewards_per_func = rewards_per_func
         return rewards_per_func
 
-    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs):
-        # vLLM's server mode takes every `num_generations`-th prompt and asks for that many completions of it. With
-        # unequal groups each row has to ask for its own.
-        if self._plan is not None and (self._plan.counts != self.num_generations).any():
-            num_generations = 1
-        return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations, *args, **kwargs)
+    def _generate(self, prompts):
+        if self._plan is None or (self._plan.counts == self.num_generations).all():
+            return super()._generate(prompts)
+        # vLLM's server mode takes every `num_generations`-th row and asks for that many completions of it: with unequal
+        # groups it would answer wrongly without an error. So while rows are generated, each asks for its own.
+        mean, self.num_generations = self.num_generations, 1
+        try:
+            return super()._generate(prompts)
+        finally:
+            self.num_generations = mean
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
