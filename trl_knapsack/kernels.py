@@ -38,22 +38,32 @@ TINY = 5e-324
 
 
 @njit(cache=True)
-def geometric(base, terms):
-    """`(base^terms, 1 + base + ... + base^(terms - 1))` without cancellation, in O(log terms)."""
-    power = 1.0
-    total = 0.0
-    bit = 1
-    while bit <= terms:
-        bit <<= 1
-    bit >>= 1
-    while bit > 0:
-        total *= 1.0 + power
-        power *= power
-        if terms & bit:
-            total += power
-            power *= base
-        bit >>= 1
-    return power, total
+def geometric(p, terms):
+    """
+    Powers and sums of `p` and of `q = 1 - p`: `(p^terms, q^terms, 1 + p + ... + p^(terms-1), 1 + q + ... )`.
+
+    In O(log terms) steps by `S_(m+n) = S_m + p^m S_n`, which subtracts nothing. Both at once, because what this costs is
+    the branches.
+    """
+    q = 1.0 - p
+    power_p = 1.0
+    power_q = 1.0
+    sum_p = 0.0
+    sum_q = 0.0
+    step_p = 1.0  # the sum of as many terms as the bit stands for
+    step_q = 1.0
+    while terms > 0:
+        if terms & 1:
+            sum_p += power_p * step_p
+            sum_q += power_q * step_q
+            power_p *= p
+            power_q *= q
+        step_p *= 1.0 + p
+        step_q *= 1.0 + q
+        p *= p
+        q *= q
+        terms >>= 1
+    return power_p, power_q, sum_p, sum_q
 
 
 @njit(cache=True)
@@ -115,8 +125,7 @@ def walk_rate(p, k, shift, low, high, top, bottom, owner, gains, owners, levels,
     (also those beyond the room in `gains`), and the value of `count` rollouts without the shift.
     """
     q = 1.0 - p
-    x, value_x = geometric(p, low - 1)
-    y, value_y = geometric(q, low - 1)
+    x, y, value_x, value_y = geometric(p, low - 1)
     value = k * (value_x + value_y)
     x *= k
     y *= k
@@ -133,8 +142,7 @@ def walk_rate(p, k, shift, low, high, top, bottom, owner, gains, owners, levels,
     anchor_x = x
     anchor_y = y
     if n == following:
-        p8, sum_p = geometric(p, JUMP)
-        q8, sum_q = geometric(q, JUMP)
+        p8, q8, sum_p, sum_q = geometric(p, JUMP)
         while n + JUMP <= high and x * p8 + y * q8 + shift >= top:
             value += x * sum_p + y * sum_q
             x *= p8
@@ -160,8 +168,9 @@ def walk_rate(p, k, shift, low, high, top, bottom, owner, gains, owners, levels,
             x *= p
             y *= q
         else:
-            x = anchor_x * geometric(p, JUMP)[0]
-            y = anchor_y * geometric(q, JUMP)[0]
+            p8, q8, _, _ = geometric(p, JUMP)
+            x = anchor_x * p8
+            y = anchor_y * q8
         if n == following:
             anchor_x = x
             anchor_y = y
@@ -391,8 +400,7 @@ def collect(
             count = min(max(least[j], lowest), highest)
             settled = count == min(max(most[j], lowest), highest)
         if settled:
-            _, sum_p = geometric(first[i], count - 1)
-            _, sum_q = geometric(1.0 - first[i], count - 1)
+            _, _, sum_p, sum_q = geometric(first[i], count - 1)
             worth = scale[0] * rate_factor(first[i], half_p, half_q) * (sum_p + sum_q)
         elif beliefs:
             k = scale[i * scale_step] * belief_factor(first[i], second[i], half_p, half_q)
@@ -522,8 +530,7 @@ def value_and_gain(first, second, beliefs, half_p, half_q, scale, count):
         x, y = belief_chain(a, b, count)
         return belief_value(a, b, k, count, k * x, k * y), k * x + k * y
     k = scale * rate_factor(first, half_p, half_q)
-    x, sum_x = geometric(first, count - 1)
-    y, sum_y = geometric(1.0 - first, count - 1)
+    x, y, sum_x, sum_y = geometric(first, count - 1)
     return k * (sum_x + sum_y), k * x + k * y
 
 

@@ -16,9 +16,10 @@ numbers = st.lists(st.one_of(st.floats(0, 1), st.integers(0, 3).map(float)), min
 
 @given(st.floats(0, 1), st.integers(0, 200))
 def test_geometric(base, terms):
-    power, total = kernels.geometric(base, terms)
-    assert power == pytest.approx(base**terms, rel=1e-12, abs=1e-300)
-    assert total == pytest.approx(math.fsum(base**n for n in range(terms)), rel=1e-12)
+    power_p, power_q, sum_p, sum_q = kernels.geometric(base, terms)
+    for t, power, total in ((base, power_p, sum_p), (1 - base, power_q, sum_q)):
+        assert power == pytest.approx(t**terms, rel=1e-12, abs=1e-300)
+        assert total == pytest.approx(math.fsum(t**n for n in range(terms)), rel=1e-12)
 
 
 @given(st.floats(1e-3, 1e6), st.integers(0, 9))
