@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from test_exact import check, problems
 
 from trl_knapsack.allocation import allocate
-from trl_knapsack.values import BetaBeliefs
+from trl_knapsack.values import BetaBeliefs, marginal_gains
 
 
 @st.composite
@@ -65,6 +65,14 @@ def test_weighing_tokens_is_exact(problem, weight, data):
         value=np.array(naive.table(rates, max(high))),
     )
     assert tabled.value - weight * tabled.cost == pytest.approx(best, rel=1e-12, abs=1e-13)
+
+
+def test_shadow_price_is_net_of_tokens():
+    rates, costs, mu = np.array([0.1, 0.4, 0.9]), np.array([7.0, 5.0, 3.0]), 1e-4
+    found = allocate(rates, 30, max_generations=20, costs=costs, cost_weight=mu)
+    free = found.counts < 20
+    assert found.shadow_price == pytest.approx((marginal_gains(rates, found.counts) - mu * costs)[free].max())
+    assert allocate(rates, 60, max_generations=20, costs=costs, cost_weight=mu).shadow_price == 0
 
 
 def test_a_limit_that_does_not_bind_changes_nothing():

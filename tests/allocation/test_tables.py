@@ -61,6 +61,14 @@ def test_dp_and_exact_agree_on_rates(problem):
     assert dp.shadow_price == pytest.approx(exact.shadow_price, rel=1e-6, abs=1e-14)
 
 
+def test_ties_in_a_table_go_to_the_fewest_rollouts_then_the_lowest_index():
+    # Every rollout gains 1: of five, the first prompt does not get them all.
+    table = np.tile(np.arange(7.0), (3, 1))
+    assert allocate([0.5] * 3, 5, min_generations=0, max_generations=6, value=table).counts.tolist() == [2, 2, 1]
+    found = allocate([0.5] * 3, 8, min_generations=[3, 0, 1], max_generations=6, value=table)
+    assert found.counts.tolist() == [3, 3, 2] and found.shadow_price == 1
+
+
 def test_a_greedy_choice_would_be_wrong():
     # Two prompts, two rollouts above 0. Prompt 0 gains 1 then 0, prompt 1 gains 0 then 5: a convex piece that selection of
     # the largest single gains would pass by.
