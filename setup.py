@@ -38,7 +38,7 @@ setup(
     python_requires=">=3.11",
     # torch is left to trl and accelerate; constraints.txt names the tested versions.
     install_requires=[
-        "trl>=1.15",
+        "trl>=1.14",
         "transformers",
         "peft",
         "accelerate",

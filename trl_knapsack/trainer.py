@@ -1,5 +1,6 @@
 """`GRPOTrainer` in which every prompt has its own number of generations."""
 
+import copy
 import inspect
 import os
 import time
@@ -28,7 +29,7 @@ from .tracker import Evidence, SuccessRateTracker
 
 logger = get_logger(__name__)
 
-WORKING_TRL = "trl>=1.15,<1.17"
+WORKING_TRL = "trl>=1.14,<1.17"
 
 # What is overridden, and the parameters relied upon.
 _SEAMS = {
@@ -126,8 +127,9 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         allocation, self._plan, solver_seconds = self._decide(evidence, len(inputs) * self.accelerator.num_processes)
 
         try:
-            # A fresh dict per row, because TRL writes the extra fields of `rollout_func` into them.
-            rows = [dict(prompts[i]) for i in self._plan.rank_rows(self.accelerator.process_index)]
+            # A copy per row, as from TRL's data loader: TRL writes the extra fields of `rollout_func` into the row,
+            # and environments write into its lists.
+            rows = [copy.deepcopy(prompts[i]) for i in self._plan.rank_rows(self.accelerator.process_index)]
             output = super()._generate_and_score_completions(rows)
             self._learn_from(output, keys, evidence, allocation, solver_seconds)
         finally:
