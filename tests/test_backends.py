@@ -1,0 +1,489 @@
+"""
+Every way in which TRL generates and scores, run for real with unequal groups.
+
+Each test would fail if rows were mixed up: what the reward functions saw, what the loss gets, and the advantages are
+compared row by row with the dataset and with plain Python.
+"""
+
+import asyncio
+import random
+
+import numpy as np
+import oracle
+import pytest
+import tiny_chat
+import torch
+from datasets import Dataset, Image
+from test_trainer import Gradients, Records, assert_same_run, options
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+    AutoProcessor,
+    AutoTokenizer,
+)
+from trl import GRPOConfig, GRPOTrainer
+
+from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory):
+    return tiny_chat.save_model(tmp_path_factory.mktemp("chat"))
+
+
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory):
+    return tiny_chat.save_vlm(tmp_path_factory.mktemp("vlm"))
+
+
+class Watched(KnapsackGRPOTrainer):
+    """Keeps what comes back of every generation batch."""
+
+    def __init__(self, *args, **kwargs):
+        self.outputs, self.rewards = [], []
+        super().__init__(*args, **kwargs)
+
+    def _generate_and_score_completions(self, inputs):
+        self.outputs.append(super()._generate_and_score_completions(inputs))
+        return dict(self.outputs[-1])
+
+    def _calculate_rewards(self, *args):
+        rewards = super()._calculate_rewards(*args)
+        self.rewards.append([[None if r != r else r for r in row] for row in rewards.tolist()])
+        return rewards
+
+
+class Spy:
+    """A reward function that keeps what it sees: easy prompts always succeed, hard ones never, of the others half do."""
+
+    def __init__(self):
+        self.calls, self.coin = [], random.Random(0)
+        self.__name__ = "spy"
+
+    def __call__(self, **seen):
+        self.calls.append(seen)
+        return [
+            {"e": 1.0, "h": 0.0}.get(text(prompt)[0], float(self.coin.random() < 0.5)) for prompt in seen["prompts"]
+        ]
+
+
+def text(prompt):
+    """[{"role": "user", "content": "m07"}] -> "m07", and so for a string and for content in blocks."""
+    if isinstance(prompt, str):
+        return prompt
+    content = prompt[0]["content"]
+    return content if isinstance(content, str) else "".join(b["text"] for b in content if b["type"] == "text")
+
+
+def config(tmp_path, **changes):
+    """Eight prompts: all of them in every generation batch, so that groups are unequal from the second one."""
+    return KnapsackGRPOConfig(**options(tmp_path, prompt_id_column="name", **{"max_steps": 3, **changes}))
+
+
+def run(model, args, *, rewards, dataset, trainer_class=Watched, **kwargs):
+    """Train, and return the trainer with `.records`, `.outputs` and `.rewards` of every generation batch."""
+    records = Records()
+    trainer = records.trainer = trainer_class(
+        model=model, reward_funcs=rewards, args=args, train_dataset=dataset, callbacks=[records], **kwargs
+    )
+    trainer.train()
+    trainer.records = records.records
+    return trainer
+
+
+def unpadded(ids, mask):
+    return [row[keep].tolist() for row, keep in zip(ids, mask.bool(), strict=True)]
+
+
+def assert_rows(trainer, spy, dataset, tokenizer, weights=(1.0,), prompt_text=text):
+    """
+    Row by row: the prompt that was planned, its columns, what was generated for it, and its advantage.
+
+    Returns the names of the rows, per generation batch.
+    """
+    of_name = {row["name"]: row for row in dataset}
+    names = []
+    for record, output, rewards, seen in zip(
+        trainer.records, trainer.outputs, trainer.rewards, spy.calls, strict=True
+    ):
+        counts = record.allocation.counts.tolist()
+        names.append([name for name, count in zip(record.keys, counts, strict=True) for _ in range(count)])
+        assert len(names[-1]) == 32
+        assert seen["name"] == names[-1]
+        wanted = [text(of_name[name]["prompt"]) for name in names[-1]]
+        assert [prompt_text(prompt) for prompt in seen["prompts"]] == wanted
+        prompts = tokenizer.batch_decode(unpadded(output["prompt_ids"], output["prompt_mask"]))
+        assert all(text in prompt for text, prompt in zip(wanted, prompts, strict=True))
+        assert unpadded(output["completion_ids"], output["completion_mask"]) == seen["completion_ids"]
+        advantages = oracle.advantages(rewards, counts, weights, "group", "sum_then_normalize")
+        assert output["advantages"].tolist() == pytest.approx(advantages, rel=1e-3, abs=1e-3)
+    assert all(len(set(record.allocation.counts)) > 1 for record in trainer.records[1:])
+    assert len(trainer.records) == trainer.state.global_step >= 3
+    return names
+
+
+def greedy(model, inputs, length=6):
+    """The completion of one prompt alone, without any batch or trainer."""
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = 1, 0
+    output = model.generate(**inputs, max_new_tokens=length, do_sample=False)
+    return output[0, inputs["input_ids"].size(1) :].tolist()
+
+
+# ------------------------------------------------------------------------------------------------------- generation
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        {},
+        {
+            "use_transformers_continuous_batching": True,
+            # half of the memory otherwise, filled with zeros in every step
+            "transformers_continuous_batching_config": {"num_blocks": 16, "max_batch_tokens": 64},
+        },
+    ],
+    ids=["generate", "continuous batching"],
+)
+def test_every_completion_is_that_of_its_prompt(chat_model, tmp_path, backend):
+    """With greedy decoding and a learning rate of 0, the completion of a row is known from its prompt alone."""
+    dataset, spy = tiny_chat.prompts(), Spy()
+    args = config(tmp_path, top_k=1, learning_rate=0.0, **backend)
+    trainer = run(chat_model, args, rewards=spy, dataset=dataset)
+
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    names = assert_rows(trainer, spy, dataset, tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(chat_model)
+    expected = {
+        row["name"]: greedy(
+            model,
+            tokenizer.apply_chat_template(
+                row["prompt"], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+            ),
+        )
+        for row in dataset
+    }
+    assert len({tuple(ids) for ids in expected.values()}) >= 6
+    for seen, rows in zip(spy.calls, names, strict=True):
+        assert seen["completion_ids"] == [expected[name] for name in rows]
+
+
+def test_rollout_func(chat_model, tmp_path):
+    """Extra fields, log-probabilities and the mask of what the environment said stay with their rows."""
+    dataset, spy = tiny_chat.prompts(), Spy()
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    serial = iter(range(10**6))
+
+    def rollout(prompts, trainer):
+        prompt_ids, completion_ids, numbers = [], [], []
+        for prompt in prompts:
+            ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+            number = next(serial)
+            prompt_ids.append(ids)
+            completion_ids.append([*ids[1:4], *tokenizer(f"{number}")["input_ids"], 1])  # the prompt, and a number
+            numbers.append(number)
+        return {
+            "prompt_ids": prompt_ids,
+            "completion_ids": completion_ids,
+            "logprobs": [[-float(number)] * len(ids) for number, ids in zip(numbers, completion_ids, strict=True)],
+            "env_mask": [[0, 0, 0] + [1] * (len(ids) - 3) for ids in completion_ids],
+            "number": numbers,
+        }
+
+    trainer = run(chat_model, config(tmp_path), rewards=spy, dataset=dataset, rollout_func=rollout)
+    assert_rows(trainer, spy, dataset, tokenizer)
+    for seen, output in zip(spy.calls, trainer.outputs, strict=True):
+        completions = [completion[0]["content"] for completion in seen["completions"]]
+        prompts = [text(prompt) for prompt in seen["prompts"]]
+        assert completions == [f"{prompt}{n}" for prompt, n in zip(prompts, seen["number"], strict=True)]
+        assert (-output["sampling_per_token_logps"][:, 0]).tolist() == seen["number"]
+        lengths = [len(ids) for ids in seen["completion_ids"]]
+        assert [mask[:n].tolist() for mask, n in zip(output["tool_mask"], lengths, strict=True)] == [
+            [0, 0, 0] + [1] * (n - 3) for n in lengths
+        ]
+
+
+# ----------------------------------------------------------------------------------------------- tools, environments
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_tools(chat_model, tmp_path, is_async):
+    """Every answer of the tool is in the row that asked for it, in its messages and in its tokens."""
+    dataset, spy = tiny_chat.prompts(), Spy()
+    asked = []
+
+    def answer(digit):
+        asked.append(digit)
+        return f"{len(asked) - 1:03d}"
+
+    if is_async:
+
+        async def look(digit: str) -> str:
+            """
+            Look a digit up.
+
+            Args:
+                digit: What to look up.
+            """
+            await asyncio.sleep(random.random() / 1000)
+            return answer(digit)
+    else:
+
+        def look(digit: str) -> str:
+            """
+            Look a digit up.
+
+            Args:
+                digit: What to look up.
+            """
+            return answer(digit)
+
+    args = config(tmp_path, max_completion_length=24)
+    trainer = run(chat_model, args, rewards=spy, dataset=dataset, tools=[look])
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    assert_rows(trainer, spy, dataset, tokenizer)
+    answers = 0
+    for seen, output in zip(spy.calls, trainer.outputs, strict=True):
+        for messages, ids, mask in zip(seen["completions"], seen["completion_ids"], output["tool_mask"], strict=True):
+            outside = [token for token, ours in zip(ids, mask.tolist(), strict=False) if not ours]
+            said = [message["content"] for message in messages if message["role"] == "tool"]
+            expected = []  # the tokens that the model did not write: <t>000<t>001<a>
+            for before, message in zip([None, *messages], messages, strict=False):
+                if message["role"] == "assistant":
+                    calls = [call["function"]["arguments"]["digit"] for call in message.get("tool_calls") or []]
+                    expected += ["<a>"] if before is not None else []
+                else:
+                    assert asked[int(message["content"])] == calls.pop(0)
+                    expected += ["<t>", *message["content"]]
+            assert tokenizer.decode(outside).removesuffix("<a>") == "".join(expected).removesuffix("<a>")
+            answers += len(said)
+    assert answers > 20
+    assert trainer.state.log_history[0]["tools/call_frequency"] > 0
+
+
+class Board:
+    """Owns its reward, and writes into what it was given: the list of one rollout must not be that of another."""
+
+    def reset(self, name, squares, **columns):
+        self.name, self.squares, self.columns, self.looked = name, squares, columns, []
+        self.untouched = list(squares)
+
+    def look(self, digit: str) -> str:
+        """
+        Look a digit up.
+
+        Args:
+            digit: What to look up.
+        """
+        self.looked.append(digit)
+        self.squares[0] += 1
+        return self.name.removeprefix("prompt ")
+
+    def get_reward(self):
+        return {"e": 1.0, "h": 0.0}.get(text(self.columns["prompt"])[0], float(len(self.looked) > 0))
+
+
+def test_environments_with_a_dataset(chat_model, tmp_path):
+    dataset, spy = tiny_chat.prompts(squares=[[row, -row] for row in range(8)]), Spy()
+    args = config(tmp_path, max_completion_length=24, reward_weights=[0.0])
+    looked = 0
+
+    def reward(environments, name, **columns):
+        assert [environment.name for environment in environments] == name
+        return spy(environments=environments, name=name, **columns)
+
+    class Checked(Watched):
+        def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+            nonlocal looked
+            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+            for row, environment in enumerate(self.environments):
+                number = int(environment.name.removeprefix("prompt "))
+                assert environment.name == inputs[row]["name"]
+                assert environment.columns["prompt"] == inputs[row]["prompt"]
+                assert environment.untouched == [number, -number]
+                assert environment.squares == [number + len(environment.looked), -number]  # its own moves only
+                said = [message["content"] for message in completions[row] if message["role"] == "tool"]
+                assert said == [str(number)] * len(said)
+                asked = [
+                    call["function"]["arguments"]["digit"]
+                    for message in completions[row]
+                    for call in message.get("tool_calls") or []
+                ]
+                assert asked[: len(environment.looked)] == environment.looked
+                looked += len(environment.looked)
+            return rewards
+
+    trainer = run(chat_model, args, trainer_class=Checked, rewards=reward, dataset=dataset, environment_factory=Board)
+    assert looked > 10
+    assert_rows(trainer, spy, dataset, AutoTokenizer.from_pretrained(chat_model), weights=[0.0, 1.0])
+
+
+class Left(Board):
+    def reset(self, **columns):
+        super().reset(**columns, squares=[0])
+        return "1"
+
+
+class Right(Board):
+    def reset(self, **columns):
+        super().reset(**columns, squares=[0])
+        return "2"
+
+
+def test_rows_that_choose_their_environment(chat_model, tmp_path):
+    dataset = tiny_chat.prompts(environment=["left", "right"] * 4)
+    args = config(tmp_path, max_completion_length=24)
+    spy = Spy()
+    trainer = run(
+        chat_model,
+        args,
+        rewards=spy,
+        dataset=dataset,
+        environment_factory={"left": Left, "right": Right},
+    )
+    # what the environment said stands behind the prompt, and the reward of the other environment's class is missing
+    assert_rows(
+        trainer,
+        spy,
+        dataset,
+        AutoTokenizer.from_pretrained(chat_model),
+        weights=[1.0] * 3,
+        prompt_text=lambda prompt: text(prompt)[:-1],
+    )
+    for seen, rewards in zip(spy.calls, trainer.rewards, strict=True):
+        for prompt, name, environment, row in zip(
+            seen["prompts"], seen["environment"], seen["environments"], rewards, strict=True
+        ):
+            assert type(environment) is {"left": Left, "right": Right}[name]
+            assert text(prompt)[-1] == {"left": "1", "right": "2"}[name]
+            assert (row[1] is None, row[2] is None) == (name == "right", name == "left")
+
+
+class Dealer:
+    """Owns the prompts too."""
+
+    cards = random.Random(0)
+
+    def reset(self, **columns):
+        self.digit = str(self.cards.randrange(10))
+        return self.digit
+
+    def look(self, digit: str) -> str:
+        """
+        Look a digit up.
+
+        Args:
+            digit: What to look up.
+        """
+        return self.digit
+
+    def get_reward(self):
+        return float(int(self.digit) % 2)
+
+
+def test_an_environment_that_owns_its_prompts_is_left_to_trl(chat_model, tmp_path):
+    runs = []
+    for trainer_class, config_class in ((GRPOTrainer, GRPOConfig), (KnapsackGRPOTrainer, KnapsackGRPOConfig)):
+        Dealer.cards = random.Random(0)
+        trainer = trainer_class(
+            model=chat_model,
+            args=config_class(**options(tmp_path, max_steps=10, max_completion_length=24)),
+            environment_factory=Dealer,
+            callbacks=[gradients := Gradients()],
+        )
+        trainer.train()
+        trainer.gradients = gradients.digests
+        runs.append(trainer)
+    theirs, ours = runs
+    assert_same_run(ours, theirs)
+    assert not any(name.startswith("knapsack/") for entry in ours.state.log_history for name in entry)
+
+
+# ----------------------------------------------------------------------------------------------------------- rewards
+
+
+def test_async_rewards(chat_model, tmp_path):
+    """Two at once, of which the one that starts first is done last."""
+    dataset, spy = tiny_chat.prompts(), Spy()
+
+    async def slow(prompts, completion_ids, name, **columns):
+        await asyncio.sleep(0.01)
+        return [None if n.endswith("7") else len(ids) / 6 for ids, n in zip(completion_ids, name, strict=True)]
+
+    async def quick(**columns):
+        return spy(**columns)
+
+    args = config(tmp_path, reward_weights=[0.5, 1.0], success_reward_func="quick")
+    trainer = run(chat_model, args, rewards=[slow, quick], dataset=dataset)
+    assert_rows(trainer, spy, dataset, AutoTokenizer.from_pretrained(chat_model), weights=[0.5, 1.0])
+    for seen, rewards in zip(spy.calls, trainer.rewards, strict=True):
+        for ids, name, row in zip(seen["completion_ids"], seen["name"], rewards, strict=True):
+            assert row[0] == (None if name.endswith("7") else pytest.approx(len(ids) / 6))
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["from a folder", "as a model"])
+def test_reward_models(chat_model, tmp_path, loaded):
+    """The score of every row is that of its own prompt and completion."""
+    path = tiny_chat.save_reward_model(tmp_path / "reward")
+    judge = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)
+    dataset, spy = tiny_chat.prompts(), Spy()
+    args = config(tmp_path, reward_weights=[1.0, 0.5], success_reward_func="spy")
+    trainer = run(chat_model, args, rewards=[judge if loaded else path, spy], dataset=dataset)
+
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    assert_rows(trainer, spy, dataset, tokenizer, weights=[1.0, 0.5])
+    scores = set()
+    for seen, rewards in zip(spy.calls, trainer.rewards, strict=True):
+        for prompt, completion, row in zip(seen["prompts"], seen["completions"], rewards, strict=True):
+            ids = tokenizer.apply_chat_template(prompt + completion, return_dict=True, return_tensors="pt")
+            with torch.no_grad():
+                assert row[0] == pytest.approx(judge(**ids).logits.item(), abs=1e-4)
+            scores.add(round(row[0], 3))
+    assert len(scores) > 20
+
+
+# ------------------------------------------------------------------------------------------------------------ images
+
+
+@pytest.mark.parametrize("column", ["image", "images"])
+def test_images_travel_with_their_prompt(vlm, tmp_path, column):
+    """All prompts of a kind have the same text: only the images tell them apart. Some have two."""
+    images = [[tiny_chat.image(row), *([tiny_chat.image(row + 100)] if row % 3 == 0 else [])] for row in range(8)]
+    if column == "image":
+        images = [several[:1] for several in images]
+    dataset = Dataset.from_dict(
+        {
+            "prompt": [[{"role": "user", "content": f"{kind}00"}] for kind in "ehmmehmm"],
+            "name": [f"prompt {row}" for row in range(8)],
+            column: [several[0] if column == "image" else several for several in images],
+        }
+    ).cast_column(column, Image() if column == "image" else [Image()])
+    spy = Spy()
+    args = config(tmp_path, top_k=1, learning_rate=0.0)
+    trainer = run(vlm, args, rewards=spy, dataset=dataset)
+
+    processor = AutoProcessor.from_pretrained(vlm)
+    names = assert_rows(trainer, spy, dataset, processor)
+    model = AutoModelForImageTextToText.from_pretrained(vlm)
+    expected = {}
+    for row, several in zip(dataset, images, strict=True):
+        content = [{"type": "image", "image": one} for one in several]
+        content.append({"type": "text", "text": text(row["prompt"])})
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        expected[row["name"]] = (several, inputs["pixel_values"], greedy(model, inputs))
+    assert len({tuple(ids) for _, _, ids in expected.values()}) > len({text(row["prompt"]) for row in dataset})
+    for seen, output, rows in zip(spy.calls, trainer.outputs, names, strict=True):
+        shown = [[one] for one in seen["image"]] if column == "image" else seen["images"]
+        for name, several in zip(rows, shown, strict=True):
+            assert [np.asarray(one).tolist() for one in several] == [
+                np.asarray(one).tolist() for one in expected[name][0]
+            ]
+        assert seen["completion_ids"] == [expected[name][2] for name in rows]
+        assert torch.equal(output["pixel_values"], torch.cat([expected[name][1] for name in rows]))
+        assert output["num_images"] == [len(expected[name][0]) for name in rows]
