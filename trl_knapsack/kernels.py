@@ -377,7 +377,7 @@ def collect(
     bins = 0
     least = np.empty(0, np.int32)
     most = least
-    if size >= 4 * BINS and not beliefs and scale.size == 1 and shift.size == 1 and shift[0] == 0.0:
+    if size >= 3 * BINS and not beliefs and scale.size == 1 and shift.size == 1 and shift[0] == 0.0:
         longest = np.int64(1)
         for i in range(high.size):
             longest = max(longest, high[i])

@@ -90,6 +90,10 @@ class PaperPolicy:
     value: Value = "knapsack"
     confidence: float = 0.9
 
+    def __post_init__(self):
+        if not 0 <= self.confidence <= 1:
+            raise ValueError(f"confidence ({self.confidence}) must lie in [0, 1]; the published code's is 0.9.")
+
     def __call__(self, evidence: "Evidence", budget: int, min_generations: int, max_generations: int) -> Allocation:
         rates = np.asarray(evidence.last_rate, dtype=np.float64)
         budget, low, high = check_budget(rates.size, budget, min_generations, max_generations)

@@ -178,8 +178,8 @@ def evolve(
     budget: int,
     starts: list[np.ndarray],
     seed: int,
-    population: int = 64,
-    generations: int = 200,
+    population: int = 50,
+    generations: int = 100,
 ) -> tuple[np.ndarray, float]:
     """
     pymoo's genetic algorithm on the counts themselves, for a value `f(counts (P,)) -> float` of any kind.

@@ -122,16 +122,16 @@ class WeightedSum:
     def __post_init__(self):
         components = []
         for coefficient, component in self.components:
-            if not (np.isfinite(coefficient) and coefficient >= 0):
-                raise ValueError(f"A coefficient of a WeightedSum ({coefficient}) must be finite and not negative.")
+            if not 0 <= coefficient <= 1e100:
+                raise ValueError(f"A coefficient of a WeightedSum ({coefficient}) must lie between 0 and 1e100.")
             if isinstance(component, str):
                 component = _named(component)
             elif not isinstance(component, MixedGroupValue):
                 component = np.asarray(component, dtype=np.float64)
-                if component.ndim != 1 or not np.all(np.isfinite(component) & (component >= 0)):
+                if component.ndim != 1 or not np.all((component >= 0) & (component <= 1e100)):
                     raise ValueError(
-                        "A component of a WeightedSum must be a name, a MixedGroupValue or an array (P,) of finite "
-                        f"weights that are not negative, not {component!r}."
+                        "A component of a WeightedSum must be a name, a MixedGroupValue or an array (P,) of weights "
+                        f"between 0 and 1e100, not {component!r}."
                     )
             components.append((float(coefficient), component))
         object.__setattr__(self, "components", tuple(components))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from trl_knapsack.allocation import allocate
+from trl_knapsack.policies import PaperPolicy
 from trl_knapsack.values import BetaBeliefs, MixedGroupValue, WeightedSum, expected_values
 
 
@@ -64,13 +65,15 @@ WRONG = [
         lambda: allocate([0.5], 8, value=lambda p, n: 1.0),
         "The value callable returned an array of shape ()",
     ),
-    ("negative coefficient", lambda: WeightedSum([(-1.0, "mixed")]), "coefficient of a WeightedSum (-1.0) must be finite"),
-    ("negative component", lambda: WeightedSum([(1.0, [0.5, -1.0])]), "weights that are not negative"),
+    ("negative coefficient", lambda: WeightedSum([(-1.0, "mixed")]), "coefficient of a WeightedSum (-1.0) must lie"),
+    ("negative component", lambda: WeightedSum([(1.0, [0.5, -1.0])]), "weights between 0 and 1e100"),
     (
         "component of another length",
         lambda: allocate([0.5], 8, value=WeightedSum([(1.0, [1.0, 2.0])])),
         "has 2 weights for 1 prompts",
     ),
+    ("infinite component", lambda: WeightedSum([(1.0, [0.5, inf])]), "weights between 0 and 1e100"),
+    ("no probability", lambda: PaperPolicy(confidence=2.0), "confidence (2.0) must lie in [0, 1]"),
     ("unknown solver", lambda: allocate([0.5], 8, solver="lp"), "solver 'lp' is not known; choose one of 'exact', 'dp'"),
     ("limit without costs", lambda: allocate([0.5], 8, max_cost=9), "max_cost needs costs"),
     ("costs without a use", lambda: allocate([0.5], 8, costs=[1.0]), "costs need either max_cost"),
