@@ -370,6 +370,56 @@ def test_a_reward_at_the_threshold_succeeds(model, tmp_path, threshold, rate):
     assert trainer.state.log_history[0]["knapsack/success_rate"] == rate
 
 
+def test_your_own_rule_of_success(model, tmp_path):
+    seen = {}
+
+    def both(rewards):
+        seen.update(rewards)
+        success = (rewards["digit_reward"] > 0) & (rewards["graded_reward"] > 0.5)
+        return np.where(np.isnan(rewards["graded_reward"]), np.nan, success)
+
+    args = KnapsackGRPOConfig(**options(tmp_path, max_steps=1))
+    rewards = [tiny.digit_reward, tiny.graded_reward]
+    trainer = train(KnapsackGRPOTrainer, model, args, rewards=rewards, success_func=both)
+    record = trainer.records[0]
+    digit, graded = oracle.split(seen["digit_reward"], [4] * 8), oracle.split(seen["graded_reward"], [4] * 8)
+    assert np.isnan(graded).any()
+    assert record.trials.tolist() == [sum(not math.isnan(x) for x in group) for group in graded]
+    assert record.successes.tolist() == [
+        sum(a > 0 and b > 0.5 for a, b in zip(*groups, strict=True)) for groups in zip(digit, graded, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("answer", [[1.0] * 31, [0.5] * 32])
+def test_a_rule_of_success_that_does_not_decide_is_refused(model, tmp_path, answer):
+    with pytest.raises(ValueError, match="must return true, false or NaN for each of 32 rollouts"):
+        train(KnapsackGRPOTrainer, model, KnapsackGRPOConfig(**options(tmp_path)), success_func=lambda _: answer)
+
+
+def test_two_rules_of_success_are_refused(model, tmp_path):
+    args = KnapsackGRPOConfig(**options(tmp_path, success_reward_func="digit_reward"))
+    with pytest.raises(ValueError, match="Both success_func and success_reward_func"):
+        train(KnapsackGRPOTrainer, model, args, success_func=lambda rewards: rewards["digit_reward"])
+
+
+@pytest.mark.parametrize("odd", [float("inf"), -5.0, float("nan")])
+def test_odd_rewards_do_not_spoil_the_rest(model, tmp_path, odd):
+    """As in GRPO, a group with an infinite reward has no advantage, and no other group notices."""
+
+    def reward(prompts, completions, **kwargs):
+        rewards = tiny.digit_reward(prompts, completions)
+        return [odd, *rewards[1:]]
+
+    args = KnapsackGRPOConfig(**options(tmp_path))
+    trainer = train(KnapsackGRPOTrainer, model, args, rewards=reward)
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+    evidence = trainer.success_tracker.evidence(trainer.success_tracker.keys)
+    assert np.isfinite(evidence.alpha).all()
+    assert np.isfinite(evidence.beta).all()
+    lost = 1 if math.isnan(odd) else 0
+    assert [record.trials.sum() for record in trainer.records] == [32 - lost] * 6
+
+
 def test_several_rewards_say_which_decides(model, tmp_path, caplog):
     for name, warned in ((None, True), ("digit_reward", False)):
         caplog.clear()
@@ -448,6 +498,41 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(model, tmp_path, stop, c
         assert (resumed.gradients == whole.gradients[stop:]) == trl_goes_on_exactly
 
 
+def test_resuming_without_success_rates_on_request(model, tmp_path, caplog):
+    arguments = options(tmp_path, save_strategy="steps", save_steps=2, max_steps=4)
+    train(GRPOTrainer, model, GRPOConfig(**arguments))
+    args = KnapsackGRPOConfig(**arguments, resume_success_state=False)
+    resumed = train(KnapsackGRPOTrainer, model, args, resume=str(tmp_path / "checkpoint-2"))
+    assert "checkpoint-2, if any, are not used" in caplog.text
+    assert resumed.state.global_step == 4
+    assert resumed.records[0].evidence.visits.max() == 0
+
+
+@pytest.mark.parametrize("where", ["run", "run/checkpoint-6", "run/knapsack_state.npz"])
+def test_success_rates_are_carried_into_another_run(model, tmp_path, where, caplog):
+    arguments = options(tmp_path / "run", save_strategy="steps", save_steps=6, max_steps=6, prompt_id_column="name")
+    first = train(KnapsackGRPOTrainer, model, KnapsackGRPOConfig(**arguments))
+    arguments.update(output_dir=str(tmp_path / "next"), success_state_path=str(tmp_path / where), seed=1)
+    second = train(KnapsackGRPOTrainer, model, KnapsackGRPOConfig(**arguments))
+    assert "None of the first" not in caplog.text
+    evidence = second.records[0].evidence
+    known = first.success_tracker.evidence(second.records[0].keys)
+    assert evidence.visits.tolist() == known.visits.tolist()
+    assert min(evidence.visits) >= 1
+    assert evidence.alpha.tolist() == known.alpha.tolist()
+    assert len(set(second.records[0].allocation.counts)) > 1  # no uniform first epoch
+
+    del arguments["prompt_id_column"]
+    train(KnapsackGRPOTrainer, model, KnapsackGRPOConfig(**arguments))
+    assert "None of the first 32 prompts is known" in caplog.text
+
+
+def test_a_state_that_is_not_there_is_refused(model, tmp_path):
+    args = KnapsackGRPOConfig(**options(tmp_path, success_state_path=str(tmp_path / "nowhere")))
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        train(KnapsackGRPOTrainer, model, args)
+
+
 def test_a_window_of_other_settings_is_generated_again(model, tmp_path, caplog):
     arguments = options(tmp_path, **WINDOW, save_strategy="steps", save_steps=2, max_steps=6)
     train(KnapsackGRPOTrainer, model, KnapsackGRPOConfig(**arguments))
@@ -470,7 +555,9 @@ def test_a_window_that_can_not_be_read_is_refused(model, tmp_path):
 def test_resuming_without_success_rates_is_refused(model, tmp_path):
     arguments = options(tmp_path, save_strategy="steps", save_steps=2, max_steps=2)
     train(GRPOTrainer, model, GRPOConfig(**arguments))
-    with pytest.raises(FileNotFoundError, match="checkpoint-2 has no knapsack_state.npz"):
+    with pytest.raises(
+        FileNotFoundError, match="checkpoint-2/knapsack_state.npz does not exist.*resume_success_state=False"
+    ):
         train(KnapsackGRPOTrainer, model, KnapsackGRPOConfig(**arguments), resume=str(tmp_path / "checkpoint-2"))
 
 

@@ -14,7 +14,7 @@ STATE_FILE = "knapsack_state.npz"
 
 class SuccessRateCallback(TrainerCallback):
     """
-    Tells the tracker what became of each generation batch, and saves it into every checkpoint.
+    Tells the tracker what became of each generation batch, and saves it into every checkpoint and at the end.
 
     [`KnapsackGRPOTrainer`] adds it by itself: `trainer.success_rate_callback`.
 
@@ -53,18 +53,26 @@ class SuccessRateCallback(TrainerCallback):
             checkpoint = os.path.join(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
             self.tracker.save(os.path.join(checkpoint, STATE_FILE))
 
-    def load(self, checkpoint: str | os.PathLike) -> None:
+    def on_train_end(self, args, state, control, **kwargs):
+        if args.should_save:  # for the next run, also where no checkpoints are kept
+            os.makedirs(args.output_dir, exist_ok=True)
+            self.tracker.save(os.path.join(args.output_dir, STATE_FILE))
+
+    def load(self, path: str | os.PathLike) -> None:
         """
-        Go on with the success rates in `checkpoint`.
+        Go on with the success rates of another run.
+
+        Args:
+            path (`str` or `os.PathLike`): A checkpoint or output folder, or the state file in it.
 
         Raises:
-            `FileNotFoundError`: if the checkpoint holds none, because another trainer wrote it.
+            `FileNotFoundError`: if there are none, because another trainer wrote the folder.
             `ValueError`: if they can't be read.
         """
-        path = os.path.join(checkpoint, STATE_FILE)
-        if not os.path.isfile(path):
+        file = os.path.join(path, STATE_FILE) if os.path.isdir(path) else path
+        if not os.path.isfile(file):
             raise FileNotFoundError(
-                f"{checkpoint} has no {STATE_FILE}, so what this run learnt of the prompts is lost; resume from a "
-                "checkpoint of KnapsackGRPOTrainer, or start a new run with this checkpoint as its model."
+                f"{file} does not exist, so there are no success rates to go on with; name a folder that "
+                "KnapsackGRPOTrainer wrote, or resume with resume_success_state=False to begin without."
             )
-        self.tracker.load(path)
+        self.tracker.load(file)

@@ -38,6 +38,13 @@ class KnapsackGRPOConfig(GRPOConfig):
             Weight that a prompt's old evidence keeps at each new visit.
         prompt_id_column (`str`, *optional*):
             Dataset column that identifies a prompt. By default the content of the row is hashed.
+        success_state_path (`str`, *optional*):
+            Success rates of another run to begin with: a checkpoint or output folder of [`KnapsackGRPOTrainer`], or the
+            `knapsack_state.npz` in it. What one run, or another model, learnt of the prompts spares the next its
+            uniform first epoch.
+        resume_success_state (`bool`, *optional*, defaults to `True`):
+            Whether a resumed run goes on with the success rates in its checkpoint. Set it to `False` to resume from a
+            checkpoint that has none, as one of [`~trl.GRPOTrainer`].
     """
 
     # Defaults of prior and decay: the best of a simulation over three difficulty mixes, see docs/design.md.
@@ -80,6 +87,20 @@ class KnapsackGRPOConfig(GRPOConfig):
     prompt_id_column: str | None = field(
         default=None,
         metadata={"help": "Dataset column that identifies a prompt. Default: the content of the row is hashed."},
+    )
+    success_state_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Success rates of another run to begin with: a checkpoint or output folder, or the "
+            "knapsack_state.npz in it."
+        },
+    )
+    resume_success_state: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether a resumed run goes on with the success rates in its checkpoint. Set it to False to resume "
+            "from a checkpoint that has none."
+        },
     )
 
     def __post_init__(self):

@@ -4,6 +4,7 @@ import copy
 import inspect
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,9 @@ from .tracker import Evidence, SuccessRateTracker
 
 
 logger = get_logger(__name__)
+
+# Rewards by the name of their function, each (R,) -> success of each rollout, (R,)
+SuccessFunc = Callable[[dict[str, np.ndarray]], np.ndarray]
 
 WORKING_TRL = "trl>=1.14,<1.17"
 
@@ -59,6 +63,10 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             copied and gets the default knapsack options.
         allocation_policy ([`AllocationPolicy`], *optional*):
             Your own rule for sharing the rollouts out, in place of the one that `args.allocation` names.
+        success_func (`Callable[[dict[str, np.ndarray]], np.ndarray]`, *optional*):
+            Your own rule for what counts as a success, in place of `args.success_threshold`. It is given the rewards of
+            all rollouts by the name of their function, each `(R,)` with NaN where the function returned None, and
+            returns `(R,)` true or false, or NaN for a rollout that shall not count.
 
     Example:
 
@@ -92,7 +100,15 @@ class KnapsackGRPOTrainer(GRPOTrainer):
     }
 
     def __init__(
-        self, model, reward_funcs=None, args=None, train_dataset=None, *others, allocation_policy=None, **kwargs
+        self,
+        model,
+        reward_funcs=None,
+        args=None,
+        train_dataset=None,
+        *others,
+        allocation_policy: AllocationPolicy | None = None,
+        success_func: SuccessFunc | None = None,
+        **kwargs,
     ):
         check_seams(GRPOTrainer)
         if args is None:
@@ -103,11 +119,15 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         _check_train_dataset(train_dataset, args, has_environment=kwargs.get("environment_factory") is not None)
         super().__init__(model, reward_funcs, args, train_dataset, *others, **kwargs)
 
-        self.allocation_policy: AllocationPolicy = allocation_policy or get_policy(args.allocation)
+        self.allocation_policy = allocation_policy or get_policy(args.allocation)
+        self.success_func = success_func
         self.success_tracker = SuccessRateTracker(args.success_prior, args.success_decay)
         self.success_rate_callback = SuccessRateCallback(self.success_tracker)
         self.add_callback(self.success_rate_callback)
-        self._check_success_reward_func()
+        self._check_success_rule()
+        if args.success_state_path is not None:
+            self.success_rate_callback.load(args.success_state_path)
+            self._warn_of_foreign_state()
         # Without a dataset the environment owns the prompts, and all rows look alike: nothing to allocate.
         self._prompts_are_known = train_dataset is not None
 
@@ -179,7 +199,10 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        self.success_rate_callback.load(checkpoint)
+        if self.args.resume_success_state:
+            self.success_rate_callback.load(checkpoint)
+        else:
+            logger.warning(f"Success rates in {checkpoint}, if any, are not used: resume_success_state is False.")
         # TRL counts its steps from 0 again, and generates the window under way once more.
         path = window_path(checkpoint, self.accelerator.process_index)
         window = load_window(path, self._window_settings(), self.accelerator.device) if os.path.isfile(path) else None
@@ -306,20 +329,43 @@ class KnapsackGRPOTrainer(GRPOTrainer):
 
     def _success(self, rewards_per_func: torch.Tensor) -> torch.Tensor:
         """1 where a completion succeeded, 0 where it failed, NaN where it has no reward: `(R, F) -> (R,)`."""
+        if self.success_func is not None:
+            rewards = rewards_per_func.cpu().numpy()
+            by_name = {name: rewards[:, i].copy() for i, name in enumerate(self.reward_func_names)}
+            success = np.asarray(self.success_func(by_name), dtype=np.float32)
+            if success.shape != rewards.shape[:1] or not np.isin(success[~np.isnan(success)], (0, 1)).all():
+                raise ValueError(
+                    f"success_func returned {success}, but it must return true, false or NaN for each of "
+                    f"{len(rewards)} rollouts."
+                )
+            return torch.from_numpy(success)
         if self.args.success_reward_func is None:
             reward = weighted_rewards(rewards_per_func, self.reward_weights)
         else:
             reward = rewards_per_func[:, self.reward_func_names.index(self.args.success_reward_func)]
         return (reward >= self.args.success_threshold).float().masked_fill(torch.isnan(reward), torch.nan)
 
-    def _check_success_reward_func(self) -> None:
+    def _check_success_rule(self) -> None:
         name, names = self.args.success_reward_func, self.reward_func_names
+        if name is not None and self.success_func is not None:
+            raise ValueError(f"Both success_func and success_reward_func ({name!r}) decide success; give one of them.")
         if name is not None and name not in names:
             raise ValueError(f"success_reward_func {name!r} must be one of the reward functions: {', '.join(names)}.")
-        if name is None and len(names) > 1:
+        if name is None and self.success_func is None and len(names) > 1:
             logger.warning(
                 f"The weighted sum of {', '.join(names)} decides success: at least {self.args.success_threshold} "
                 "(success_threshold). Name the function for correctness with success_reward_func to let it decide alone."
+            )
+
+    def _warn_of_foreign_state(self) -> None:
+        """Success rates that were kept under other keys help nobody, and nothing else would show it."""
+        if not hasattr(self.train_dataset, "__len__"):
+            return
+        rows = [self.train_dataset[i] for i in range(min(100, len(self.train_dataset)))]
+        if not any(prompt_key(row, self.args.prompt_id_column) in self.success_tracker for row in rows):
+            logger.warning(
+                f"None of the first {len(rows)} prompts is known in {self.args.success_state_path}; is it of this "
+                f"dataset, and with the same prompt_id_column ({self.args.prompt_id_column})?"
             )
 
 
