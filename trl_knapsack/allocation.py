@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .solvers import cheapest, dynamic_program, evolve, is_concave, limit_cost, select_from_table
-from .values import BetaBeliefs, MixedGroupValue, Table, Value, WeightedSum, check_rates, resolve
+from .values import BetaBeliefs, ClosedForm, MixedGroupValue, Table, Value, WeightedSum, check_rates, resolve
 
 
 __all__ = ["SOLVERS", "Allocation", "BetaBeliefs", "allocate"]
@@ -155,49 +155,66 @@ def _solve(
         return _evolve(known, budget, low, high, value, costs, seed)
 
     form = resolve(*known, value, int(high.max()))
-    if solver == "dp" or isinstance(form, Table):
-        values = form.values if isinstance(form, Table) else _tabulate(form, int(high.max()))
-        per_token = 0.0 if costs is None else costs[:, None] * np.arange(values.shape[1])  # (P, M) tokens
-
-        if solver == "dp" or not is_concave(values, low, high):
-            solver = "dp"
-            net = values - (cost_weight or 0.0) * per_token
-            counts, price = dynamic_program(net, low, high, budget, costs if max_cost is not None else None, max_cost)
+    if solver == "dp" or (isinstance(form, Table) and not is_concave(form.values, low, high)):
+        return _by_dynamic_program(form, budget, low, high, costs, max_cost, cost_weight)
+    if isinstance(form, Table):
+        tokens = 0.0 if costs is None else costs[:, None] * np.arange(form.values.shape[1])  # (P, M)
 
         def total(counts):
-            return float(values[np.arange(prompts), counts].sum())
+            return _total_of_table(form.values, counts)
 
         def solve(mu):
-            counts, price = select_from_table(values - mu * per_token, low, high, budget)
+            counts, price = select_from_table(form.values - mu * tokens, low, high, budget)
             return counts, total(counts), price
     else:
-        from .kernels import values_and_gains
 
         def total(counts):
-            return float(
-                values_and_gains(form.first, form.second, form.half_p, form.half_q, form.scale, counts)[0].sum()
-            )
+            return _total_of_form(form, counts)
 
         def solve(mu):
-            return _select_priced(form, low, high, budget, costs, mu, total)
+            counts, price = _select_priced(form, low, high, budget, costs, mu)
+            return counts, total(counts), price
 
-    mu = cost_weight or 0.0
-    if solver == "dp":
-        value_total = total(counts)
-        bound = value_total
-    elif max_cost is not None:
-        counts, price, mu, bound = limit_cost(solve, total, costs, low, high, budget, max_cost)
-        value_total = total(counts)
+    if max_cost is None:
+        mu = cost_weight or 0.0
+        counts, worth, price = solve(mu)
+        bound = worth
     else:
-        counts, value_total, price = solve(mu)
-        bound = value_total
-    if budget == high.sum():
+        counts, price, mu, bound = limit_cost(solve, total, costs, low, high, budget, max_cost)
+        worth = total(counts)
+    return _allocation(counts, worth, price, bound, "exact", costs, mu, high)
+
+
+def _by_dynamic_program(form, budget, low, high, costs, max_cost, cost_weight) -> Allocation:
+    values = form.values if isinstance(form, Table) else _tabulate(form, int(high.max()))
+    mu = cost_weight or 0.0
+    net = values if not mu else values - mu * costs[:, None] * np.arange(values.shape[1])
+    limited = (costs, max_cost) if max_cost is not None else ()
+    counts, price = dynamic_program(net, low, high, budget, *limited)
+    worth = _total_of_table(values, counts)
+    return _allocation(counts, worth, price, worth, "dp", costs, mu, high)
+
+
+def _allocation(counts, value, price, bound, solver, costs, mu, high) -> Allocation:
+    if np.array_equal(counts, high):
         price = 0.0  # nobody may take one more
-    cost = None if costs is None else float(costs @ counts)
-    return Allocation(counts, value_total, price, max(bound, value_total), solver, cost, mu)
+    # The bound comes from other sums than the value: where they are the same, rounding must not cross them.
+    return Allocation(
+        counts, value, price, max(bound, value), solver, None if costs is None else float(costs @ counts), mu
+    )
 
 
-def _select_priced(form, low, high, budget, costs, mu, total) -> tuple[np.ndarray, float, float]:
+def _total_of_table(values: np.ndarray, counts: np.ndarray) -> float:
+    return float(values[np.arange(counts.size), counts].sum())
+
+
+def _total_of_form(form: ClosedForm, counts: np.ndarray) -> float:
+    from .kernels import values_and_gains
+
+    return float(values_and_gains(form.first, form.second, form.half_p, form.half_q, form.scale, counts)[0].sum())
+
+
+def _select_priced(form: ClosedForm, low, high, budget, costs, mu) -> tuple[np.ndarray, float]:
     """Selection with gains from which the worth of the tokens, `mu * costs (P,)`, is taken off."""
     from .kernels import select
 
@@ -207,10 +224,10 @@ def _select_priced(form, low, high, budget, costs, mu, total) -> tuple[np.ndarra
     counts, _, price = select(
         form.first, form.second, form.half_p, form.half_q, form.scale, lift - tokens, low, high, budget, int(low.sum())
     )
-    return counts, total(counts), price - lift
+    return counts, price - lift
 
 
-def _tabulate(form, longest: int) -> np.ndarray:
+def _tabulate(form: ClosedForm, longest: int) -> np.ndarray:
     """Values of 0 .. `longest` rollouts, `(P, longest + 1)`."""
     from .kernels import value_table
 

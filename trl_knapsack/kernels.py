@@ -272,7 +272,8 @@ def belief_chain(a, b, count):
 def belief_value(a, b, k, count, kx, ky):
     """Value of `count` rollouts, the telescoped sum of the gains, from `kx = k x_N` and `ky = k y_N`."""
     total = a + b + 1.0
-    return (k * total - (total + (count - 1.0)) * kx) / b + (k * total - (total + (count - 1.0)) * ky) / a
+    rest = total + (count - 1.0)
+    return ((k * total - rest * kx) * a + (k * total - rest * ky) * b) / (a * b)  # one division instead of two
 
 
 @njit(cache=True)
