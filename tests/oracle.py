@@ -120,3 +120,26 @@ def greedy(alphas, betas, budget, low, high):
         a, b, n = alphas[i], betas[i], counts[i]
         gains[i] = expected_value(a, b, n + 1) - expected_value(a, b, n)
     return counts
+
+
+class Beliefs:
+    """Successes and failures of each prompt, in a dictionary: what the tracker should believe, and what follows."""
+
+    def __init__(self):
+        self.seen = {}
+
+    def of(self, keys):
+        """Alphas and betas."""
+        pairs = [self.seen.get(key, (0.0, 0.0)) for key in keys]
+        return [0.5 + s for s, _ in pairs], [0.5 + f for _, f in pairs]
+
+    def visit(self, key, rewards):
+        s, f = self.seen.get(key, (0.0, 0.0))
+        self.seen[key] = (0.85 * s + sum(rewards), 0.85 * f + len(rewards) - sum(rewards))
+
+    def is_best(self, keys, counts, high=128):
+        """Whether no other counts are worth more than these. Ties are why values are compared, and not counts."""
+        alphas, betas = self.of(keys)
+        best = greedy(alphas, betas, sum(counts), 2, high)
+        ours, theirs = (sum(map(expected_value, alphas, betas, n)) for n in (counts, best))
+        return math.isclose(ours, theirs, rel_tol=1e-9)

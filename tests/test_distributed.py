@@ -65,6 +65,7 @@ def test_two_ranks_hold_one_plan_and_generate_exactly_their_rows(model, tmp_path
     assert max(max(record["counts"]) for record in first["records"]) > 8
 
     name_to_prompt = {row["name"]: row["prompt"] for row in tiny.prompts(kinds="eeem")}
+    beliefs = oracle.Beliefs()
     for step, record in enumerate(first["records"]):
         rows = first["generated"][step] + second["generated"][step]  # rank order is row order
         assert len(first["generated"][step]) == len(second["generated"][step]) == 8
@@ -73,6 +74,9 @@ def test_two_ranks_hold_one_plan_and_generate_exactly_their_rows(model, tmp_path
         prompts = [name_to_prompt[key] for key in record["keys"]]
         assert Counter(row[0] for row in rows) == Counter(dict(zip(prompts, counts, strict=True)))
         assert first["advantages"][step] == pytest.approx(by_prompt(rows), rel=1e-3, abs=1e-3)
+        assert beliefs.is_best(prompts, counts)
+        for prompt in prompts:
+            beliefs.visit(prompt, [row[3] for row in rows if row[0] == prompt])
 
 
 def test_equal_groups_on_two_ranks_are_bit_for_bit_grpo(model, tmp_path):

@@ -278,19 +278,15 @@ def test_the_trainer_learns_of_prompts_what_the_rewards_say(model, tmp_path):
     args = KnapsackGRPOConfig(**options(tmp_path, max_steps=12, prompt_id_column="name"))
     trainer = train(KnapsackGRPOTrainer, model, args, rewards=digit_reward)
 
-    beliefs = {}  # name -> successes, failures
+    beliefs = oracle.Beliefs()
     for visit, record in zip(visits, trainer.records, strict=True):
-        before = [beliefs.get(name, (0.0, 0.0)) for name in record.keys]
-        alphas, betas = [0.5 + s for s, _ in before], [0.5 + f for _, f in before]
+        alphas, betas = beliefs.of(record.keys)
         np.testing.assert_allclose(record.evidence.alpha, alphas)
         np.testing.assert_allclose(record.evidence.beta, betas)
-        best = oracle.greedy(alphas, betas, 32, 2, 128)
-        value = sum(map(oracle.expected_value, alphas, betas, record.allocation.counts.tolist()))
-        assert value == pytest.approx(sum(map(oracle.expected_value, alphas, betas, best)), rel=1e-9)
-        for name, rewards in visit.items():
-            s, f = beliefs.get(name, (0.0, 0.0))
-            beliefs[name] = (0.85 * s + sum(rewards), 0.85 * f + len(rewards) - sum(rewards))
+        assert beliefs.is_best(record.keys, record.allocation.counts.tolist())
         assert [len(visit[name]) for name in record.keys] == record.allocation.counts.tolist()
+        for name, rewards in visit.items():
+            beliefs.visit(name, rewards)
 
     last = trainer.state.log_history[len(trainer.records) - 1]
     assert last["knapsack/unseen"] == 0.0
