@@ -487,3 +487,30 @@ def test_images_travel_with_their_prompt(vlm, tmp_path, column):
         assert seen["completion_ids"] == [expected[name][2] for name in rows]
         assert torch.equal(output["pixel_values"], torch.cat([expected[name][1] for name in rows]))
         assert output["num_images"] == [len(expected[name][0]) for name in rows]
+
+
+# ----------------------------------------------------------------------------------------------------------- refused
+
+
+def test_a_seed_for_a_vllm_server_is_refused(chat_model, tmp_path):
+    """`tests/with_vllm/test_server.py` shows why: every row of a prompt would be the same completion."""
+    server = {"use_vllm": True, "vllm_mode": "server", "generation_kwargs": {"seed": 1}}
+    with pytest.raises(ValueError, match=r"generation_kwargs has a seed \(1\)"):
+        run(chat_model, config(tmp_path, **server), rewards=Spy(), dataset=tiny_chat.prompts())
+
+
+@pytest.mark.parametrize("changes", [{"allocation": "uniform"}, {"generation_kwargs": {"top_k": 3}}])
+def test_without_such_a_seed_the_server_is_asked(chat_model, tmp_path, changes):
+    args = config(
+        tmp_path,
+        **{
+            "use_vllm": True,
+            "vllm_mode": "server",
+            "generation_kwargs": {"seed": 1},
+            "vllm_server_base_url": "http://127.0.0.1:9",  # where nobody answers
+            "vllm_server_timeout": 0.0,
+            **changes,
+        },
+    )
+    with pytest.raises((ImportError, ConnectionError), match="vLLM"):
+        run(chat_model, args, rewards=Spy(), dataset=tiny_chat.prompts())

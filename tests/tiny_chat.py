@@ -86,11 +86,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return result
 
 
-def save_model(path: Path) -> str:
+def save_model(path: Path, **changes) -> str:
     """Save a language model that now and then calls the tool; returns the folder."""
     tokenizer().save_pretrained(path)
     torch.manual_seed(0)
-    Qwen2ForCausalLM(text_config()).save_pretrained(path)
+    Qwen2ForCausalLM(text_config(**changes)).save_pretrained(path)
     return str(path)
 
 

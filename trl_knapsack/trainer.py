@@ -117,6 +117,8 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         elif not isinstance(args, KnapsackGRPOConfig):
             args = KnapsackGRPOConfig.from_grpo_config(args)
         _check_train_dataset(train_dataset, args, has_environment=kwargs.get("environment_factory") is not None)
+        if train_dataset is not None and (allocation_policy is not None or args.allocation != "uniform"):
+            _check_seed(args)
         super().__init__(model, reward_funcs, args, train_dataset, *others, **kwargs)
 
         self.allocation_policy = allocation_policy or get_policy(args.allocation)
@@ -406,3 +408,14 @@ def _check_train_dataset(dataset: Any, args: KnapsackGRPOConfig, has_environment
                 f"(generation_batch_size {args.generation_batch_size} / num_generations {args.num_generations}); "
                 "add prompts, or lower the batch size."
             )
+
+
+def _check_seed(args: KnapsackGRPOConfig) -> None:
+    """With unequal groups each row is a request of its own, and a vLLM server answers equal requests equally."""
+    seed = (args.generation_kwargs or {}).get("seed")
+    if seed is not None and args.use_vllm and args.vllm_mode == "server":
+        raise ValueError(
+            f"generation_kwargs has a seed ({seed}), and vllm_mode is 'server': all completions of a prompt would be "
+            "the same, because with unequal groups each is a request of its own; remove the seed, or set "
+            "allocation='uniform'."
+        )
