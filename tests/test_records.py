@@ -68,9 +68,7 @@ def test_metrics_by_hand():
             visits=np.array([1, 1, 3, 0, 0]),
             mean_length=np.full(5, np.nan),
         ),
-        allocation=Allocation(
-            np.array([2, 6, 10, 3, 4]), value=0.0, shadow_price=0.0, upper_bound=float("inf"), solver="test"
-        ),
+        allocation=Allocation(np.array([2, 6, 10, 3, 4])),
         solver_seconds=0.25,
         successes=np.array([2.0, 0.0, 1.0, 0.0, 1.0]),
         trials=np.array([2.0, 6.0, 10.0, 0.0, 2.0]),

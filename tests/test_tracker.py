@@ -192,7 +192,8 @@ def test_bad_decay(decay):
 
 
 @pytest.mark.parametrize(
-    "module", ["tracker", "keys", "plan", "records", "values", "kernels", "allocation", "policies"]
+    "module",
+    ["tracker", "keys", "plan", "records", "values", "kernels", "solvers", "allocation", "policies", "explain"],
 )
 def test_lower_layers_load_neither_torch_nor_trl(module):
     code = (

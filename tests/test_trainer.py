@@ -140,7 +140,7 @@ def equal_counts(evidence, budget, min_generations, max_generations):
 
 def allocation(counts):
     """What a user's own policy returns."""
-    return Allocation(np.array(counts), value=0.0, shadow_price=0.0, upper_bound=float("inf"), solver="test")
+    return Allocation(np.array(counts))
 
 
 def test_evaluation_is_not_touched(model, tmp_path):

@@ -8,6 +8,7 @@ gains. `docs/method.md` has the proof, and the other cases.
 """
 
 import math
+import math
 import operator
 from dataclasses import dataclass
 
@@ -28,7 +29,8 @@ _ZERO = np.zeros(1)
 @dataclass(frozen=True)
 class Allocation:
     """
-    Rollouts for each prompt, and what they are worth.
+    Rollouts for each prompt, and what they are worth. A policy of your own may return the counts alone:
+    `Allocation(counts)`.
 
     Attributes:
         counts (`np.ndarray` of shape `(P,)`, int64): Rollouts of each prompt; they sum to the budget.
@@ -43,17 +45,18 @@ class Allocation:
     """
 
     counts: np.ndarray  # (P,) int64, sums to the budget
-    value: float
-    shadow_price: float
-    upper_bound: float
-    solver: str
+    value: float = math.nan
+    shadow_price: float = math.nan
+    upper_bound: float = math.inf
+    solver: str = "custom"
     cost: float | None = None
     cost_price: float = 0.0
 
     @property
     def gap(self) -> float:
         """What this allocation may at most lack: `upper_bound - value`, 0 when it is proven optimal."""
-        return max(0.0, self.upper_bound - self.value)
+        gap = self.upper_bound - self.value
+        return 0.0 if gap < 0.0 else gap
 
 
 def allocate(
