@@ -57,9 +57,9 @@ def test_difficulty_classes_of_the_paper():
     assert difficulty(np.array(rates)).tolist() == [0, 1, 1, 2, 2, 3, 3, 4]
 
 
-def test_metrics_by_hand():
-    # Five prompts: solved, failed, mixed, unscored, and one with two of four rollouts scored.
-    record = RolloutRecord(
+def record_by_hand() -> RolloutRecord:
+    """Five prompts: solved, failed, mixed, unscored, and one with two of four rollouts scored."""
+    return RolloutRecord(
         keys=("a", "b", "c", "d", "e"),
         evidence=Evidence(
             alpha=np.array([8.5, 0.5, 2.5, 0.5, 0.5]),
@@ -77,6 +77,10 @@ def test_metrics_by_hand():
         mixed=np.array([False, False, True, False, True]),
         rank_imbalance=1.5,
     )
+
+
+def test_metrics_by_hand():
+    record = record_by_hand()
     metrics = record.metrics()
     value = metrics.pop("knapsack/value_over_uniform")
     assert metrics == pytest.approx(
