@@ -1,10 +1,12 @@
 """What TRL's trainer forgets when a run is resumed: the epochs that have passed, and the generation window under way."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -32,6 +34,15 @@ class ResumableRepeatSampler(RepeatSampler):
             self._drawn += 1
         self._drawn += 1
         yield from super().__iter__()
+
+
+def state_digest(state: dict[str, Any]) -> str:
+    """Hexadecimal digest of a tracker's `state_dict`: equal for the same prompts with the same evidence, in order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(state):
+        values = state[name]
+        digest.update(values.tobytes() if isinstance(values, np.ndarray) else "\0".join(values).encode())
+    return digest.hexdigest()
 
 
 def window_path(checkpoint: str | os.PathLike, rank: int) -> str:
@@ -74,11 +85,11 @@ def load_window(path: str, about: dict[str, Any], device: torch.device) -> tuple
         `ValueError`: if the file can't be read.
     """
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt") as file:
             metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
             if metadata["about"] != about:
                 return None
-            values = {name: file.get_tensor(name) for name in file.keys()} | metadata["others"]
+            values = {name: file.get_tensor(name).to(device) for name in file.keys()} | metadata["others"]
             step, batches = metadata["step"], [{} for _ in range(metadata["batches"])]
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a readable generation window ({error}); restore or remove it.") from error

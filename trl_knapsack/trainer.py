@@ -5,6 +5,7 @@ import inspect
 import os
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ import torch
 import trl
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, gather_object
+from datasets import Dataset
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, get_config_model_id
 
 from .advantages import group_advantages, weighted_rewards
@@ -23,8 +25,9 @@ from .config import KnapsackGRPOConfig
 from .keys import prompt_key
 from .plan import RolloutPlan, plan_rollouts
 from .policies import AllocationPolicy, get_policy
+from .ranks import RankAgreement, all_ranks_or_none
 from .records import RolloutRecord
-from .resume import ResumableRepeatSampler, load_window, save_window, window_path
+from .resume import ResumableRepeatSampler, load_window, save_window, state_digest, window_path
 from .tracker import Evidence, SuccessRateTracker
 
 
@@ -46,6 +49,16 @@ _SEAMS = {
     "_set_signature_columns_if_needed": (),
     "log": ("logs", "start_time"),
 }
+
+# The options that decide which rollouts a run does, hence must not differ from rank to rank.
+_SHARED_OPTIONS = [
+    *sorted(
+        {option.name for option in fields(KnapsackGRPOConfig)}
+        - {option.name for option in fields(GRPOConfig)}
+        - {"success_state_path", "resume_success_state"}  # the success rates themselves are compared
+    ),
+    *("seed", "data_seed", "shuffle_dataset", "num_generations", "max_steps", "num_train_epochs"),
+]
 
 
 class KnapsackGRPOTrainer(GRPOTrainer):
@@ -127,9 +140,11 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         self.success_rate_callback = SuccessRateCallback(self.success_tracker)
         self.add_callback(self.success_rate_callback)
         self._check_success_rule()
-        if args.success_state_path is not None:
-            self.success_rate_callback.load(args.success_state_path)
-            self._warn_of_foreign_state()
+        self.add_callback(RankAgreement(self._shared_by_ranks))
+        with all_ranks_or_none():
+            if args.success_state_path is not None:
+                self.success_rate_callback.load(args.success_state_path)
+                self._warn_of_foreign_state()
         # Without a dataset the environment owns the prompts, and all rows look alike: nothing to allocate.
         self._prompts_are_known = train_dataset is not None
 
@@ -201,13 +216,17 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        if self.args.resume_success_state:
-            self.success_rate_callback.load(checkpoint)
-        else:
+        if not self.args.resume_success_state:
             logger.warning(f"Success rates in {checkpoint}, if any, are not used: resume_success_state is False.")
         # TRL counts its steps from 0 again, and generates the window under way once more.
-        path = window_path(checkpoint, self.accelerator.process_index)
-        window = load_window(path, self._window_settings(), self.accelerator.device) if os.path.isfile(path) else None
+        path, window = window_path(checkpoint, self.accelerator.process_index), None
+        with all_ranks_or_none():
+            if self.args.resume_success_state:
+                self.success_rate_callback.load(checkpoint)
+            if os.path.isfile(path):
+                window = load_window(path, self._window_settings(), self.accelerator.device)
+        if len(set(gather_object([window and window[0]]))) > 1:
+            window = None  # one rank can't go on with its rollouts, so none does
         if window is None:
             logger.warning(
                 f"{checkpoint} was not saved with the settings {self._window_settings()}: the rollouts under way, if "
@@ -227,6 +246,21 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             "steps_per_generation": args.steps_per_generation,
             "num_iterations": self.num_iterations,
         }
+
+    def _shared_by_ranks(self) -> dict[str, Any]:
+        """What must be the same on all ranks, because each reads its own; see [`RankAgreement`]."""
+        shared = {name: getattr(self.args, name) for name in _SHARED_OPTIONS} | self._window_settings()
+        dataset = self.train_dataset
+        if isinstance(dataset, Dataset):
+            shared["The number of prompts"] = len(dataset)
+            if dataset.format["type"] != "custom":  # else the rows of a rank may be random
+                rows = [dataset[i] for i in (0, len(dataset) // 2, len(dataset) - 1)]
+                shared["The digest of the first, middle and last prompt"] = [
+                    prompt_key(row, self.args.prompt_id_column) for row in rows
+                ]
+        shared["The step to go on from"] = self.state.global_step
+        shared["The digest of the success rates"] = state_digest(self.success_tracker.state_dict())
+        return shared
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # TRL logs means over the logging steps; the largest budget of several batches is not a mean.
