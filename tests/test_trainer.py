@@ -48,7 +48,8 @@ class Gradients(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         digest = hashlib.sha256()
         for parameter in model.parameters():
-            digest.update(parameter.grad.numpy().tobytes())
+            if parameter.grad is not None:  # else below an adapter
+                digest.update(parameter.grad.numpy().tobytes())
         self.digests.append(digest.hexdigest())
 
 
