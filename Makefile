@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow test-vllm lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -18,6 +18,11 @@ test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest tests/allocation
 
+# vLLM on the CPU, in an environment of its own: see docs/backends.md
+test-vllm: $(VENV)-vllm/.installed
+	$(VENV)-vllm/bin/python -m pytest tests/with_vllm/test_colocate.py
+	$(VENV)-vllm/bin/python -m pytest tests/with_vllm/test_server.py
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -30,5 +35,14 @@ $(VENV)/.installed: setup.py constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
+# Training on the CPU works without the three that are removed, and not with them.
+$(VENV)-vllm/.installed: setup.py tests/with_vllm/requirements.txt
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VENV)-vllm/bin/pip install --quiet --upgrade pip
+	$(VENV)-vllm/bin/pip install --quiet -r tests/with_vllm/requirements.txt
+	$(VENV)-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VENV)-vllm/bin/pip install --quiet -e .
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-vllm build dist *.egg-info

@@ -6,7 +6,11 @@ compared row by row with the dataset and with plain Python.
 """
 
 import asyncio
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import oracle
@@ -445,20 +449,21 @@ def test_reward_models(chat_model, tmp_path, loaded):
 # ------------------------------------------------------------------------------------------------------------ images
 
 
-@pytest.mark.parametrize("column", ["image", "images"])
-def test_images_travel_with_their_prompt(vlm, tmp_path, column):
-    """All prompts of a kind have the same text: only the images tell them apart. Some have two."""
+def same_text_other_images(column):
+    """All prompts of a kind have the same text: only the images tell them apart. In a column of lists some have two."""
     images = [[tiny_chat.image(row), *([tiny_chat.image(row + 100)] if row % 3 == 0 else [])] for row in range(8)]
-    if column == "image":
-        images = [several[:1] for several in images]
-    dataset = Dataset.from_dict(
+    return Dataset.from_dict(
         {
             "prompt": [[{"role": "user", "content": f"{kind}00"}] for kind in "ehmmehmm"],
             "name": [f"prompt {row}" for row in range(8)],
             column: [several[0] if column == "image" else several for several in images],
         }
     ).cast_column(column, Image() if column == "image" else [Image()])
-    spy = Spy()
+
+
+@pytest.mark.parametrize("column", ["image", "images"])
+def test_images_travel_with_their_prompt(vlm, tmp_path, column):
+    dataset, spy = same_text_other_images(column), Spy()
     args = config(tmp_path, top_k=1, learning_rate=0.0)
     trainer = run(vlm, args, rewards=spy, dataset=dataset)
 
@@ -466,7 +471,8 @@ def test_images_travel_with_their_prompt(vlm, tmp_path, column):
     names = assert_rows(trainer, spy, dataset, processor)
     model = AutoModelForImageTextToText.from_pretrained(vlm)
     expected = {}
-    for row, several in zip(dataset, images, strict=True):
+    for row in dataset:
+        several = row[column] if column == "images" else [row[column]]
         content = [{"type": "image", "image": one} for one in several]
         content.append({"type": "text", "text": text(row["prompt"])})
         inputs = processor.apply_chat_template(
@@ -487,6 +493,22 @@ def test_images_travel_with_their_prompt(vlm, tmp_path, column):
         assert seen["completion_ids"] == [expected[name][2] for name in rows]
         assert torch.equal(output["pixel_values"], torch.cat([expected[name][1] for name in rows]))
         assert output["num_images"] == [len(expected[name][0]) for name in rows]
+
+
+@pytest.mark.slow
+def test_images_travel_to_the_rank_of_their_row(vlm, tmp_path):
+    environment = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "1",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(Path(__file__).parent / "images_worker.py"), vlm, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [(tmp_path / f"rank{rank}.txt").read_text().split("\n") for rank in (0, 1)]
+    assert len(rows[0]) == len(rows[1]) == 32
+    assert len(set(rows[0] + rows[1])) == 8
 
 
 # ----------------------------------------------------------------------------------------------------------- refused
