@@ -17,6 +17,7 @@ EXTRAS["dev"] = [
     *EXTRAS["math"],
     *EXTRAS["plots"],
     *EXTRAS["genetic"],
+    "bitsandbytes",
     "hypothesis",
     "pre-commit",
     "pytest",

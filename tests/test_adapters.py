@@ -6,7 +6,7 @@ import tiny
 import torch
 from oracle import advantages, greedy
 from test_trainer import assert_same_run, options, train
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer
@@ -133,11 +133,9 @@ def test_a_resumed_adapter_goes_on_exactly(model, tmp_path):
     ]
 
 
-def test_qlora(model, tmp_path):
-    bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed, see docs/launch.md")
-    assert bitsandbytes
-    from transformers import BitsAndBytesConfig
-
+@pytest.mark.slow
+def test_qlora_trains_on_a_cpu(model, tmp_path):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
     arguments = options(
         tmp_path,
         max_steps=10,

@@ -52,7 +52,7 @@ def by_prompt(rows):
 # Rows of a rank (per_device_train_batch_size x steps_per_generation) and num_generations, by processes. They are no
 # multiples of each other where that can be, so that also equal groups straddle ranks.
 #     processes:    1           2           3           4
-EVERY_STEP = {1: (6, 4), 2: (6, 4), 3: (8, 6), 4: (6, 8)}
+EVERY_STEP = {1: (8, 4), 2: (6, 4), 3: (8, 6), 4: (6, 8)}
 WINDOWS = {1: (8, 4), 2: (12, 8), 3: (8, 6), 4: (8, 16)}
 RESUMED = {  # stop, settings
     "second_epoch": (9, dict(per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=12)),

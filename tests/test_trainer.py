@@ -49,7 +49,7 @@ class Gradients(TrainerCallback):
         digest = hashlib.sha256()
         for parameter in model.parameters():
             if parameter.grad is not None:  # else below an adapter
-                digest.update(parameter.grad.numpy().tobytes())
+                digest.update(parameter.grad.float().numpy().tobytes())
         self.digests.append(digest.hexdigest())
 
 
