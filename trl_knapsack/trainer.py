@@ -13,7 +13,7 @@ import torch
 import trl
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, gather_object
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, get_config_model_id
@@ -218,6 +218,11 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             return
         if not self.args.resume_success_state:
             logger.warning(f"Success rates in {checkpoint}, if any, are not used: resume_success_state is False.")
+        if isinstance(self.train_dataset, IterableDataset) and (self.state.epoch or 0) >= 1:
+            logger.warning(
+                "The stream of prompts ended before this checkpoint, and the run begins again with this stream instead of "
+                "going on within it; train_dataset.repeat(None) has no end, and a run on it goes on exactly."
+            )
         # TRL counts its steps from 0 again, and generates the window under way once more.
         path, window = window_path(checkpoint, self.accelerator.process_index), None
         with all_ranks_or_none():
