@@ -8,7 +8,6 @@ gains. `docs/method.md` has the proof, and the other cases.
 """
 
 import math
-import math
 import operator
 from dataclasses import dataclass
 
