@@ -1,7 +1,7 @@
 """`GRPOConfig` with the few options of Knapsack GRPO."""
 
 import copy
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 
 from trl import GRPOConfig
 
@@ -114,9 +114,8 @@ class KnapsackGRPOConfig(GRPOConfig):
         config.__class__ = cls
         for option in fields(cls):
             if option.name not in args.__dict__:
-                setattr(
-                    config, option.name, option.default_factory() if option.name == "success_prior" else option.default
-                )
+                default = option.default_factory() if option.default is MISSING else option.default
+                setattr(config, option.name, default)
         config._check_knapsack_options()
         return config
 
