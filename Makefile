@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-vllm lint format clean
+.PHONY: demo test test-slow test-trl test-vllm lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -22,6 +22,13 @@ test-slow: $(VENV)/.installed
 test-vllm: $(VENV)-vllm/.installed
 	$(VENV)-vllm/bin/python -m pytest tests/with_vllm/test_colocate.py
 	$(VENV)-vllm/bin/python -m pytest tests/with_vllm/test_server.py
+
+# The trainer's tests on another TRL, installed in a folder of its own: make test-trl TRL=1.14.2
+TRL ?= 1.6.0
+test-trl: $(VENV)/.installed
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/trl-$(TRL) trl==$(TRL)
+	PYTHONPATH=$(VENV)/trl-$(TRL) $(BIN)/python -c "import trl; print('trl', trl.__version__); assert trl.__version__ == '$(TRL)'"
+	PYTHONPATH=$(VENV)/trl-$(TRL) $(BIN)/python -m pytest tests/test_trainer.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

@@ -39,7 +39,7 @@ setup(
     python_requires=">=3.11",
     # torch is left to trl and accelerate; constraints.txt names the tested versions.
     install_requires=[
-        "trl>=1.14",
+        "trl>=1.6,<1.17",
         "transformers",
         "peft",
         "accelerate",

@@ -14,6 +14,7 @@ import trl
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset, IterableDataset
+from packaging.version import Version
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, get_config_model_id
@@ -36,7 +37,8 @@ logger = get_logger(__name__)
 # Rewards by the name of their function, each (R,) -> success of each rollout, (R,)
 SuccessFunc = Callable[[dict[str, np.ndarray]], np.ndarray]
 
-WORKING_TRL = "trl>=1.14,<1.17"
+OLDEST_TRL = "1.6"  # before it, TRL computed other advantages
+WORKING_TRL = f"trl>={OLDEST_TRL},<1.17"
 
 # What is overridden, and the parameters relied upon.
 _SEAMS = {
@@ -412,11 +414,15 @@ class KnapsackGRPOTrainer(GRPOTrainer):
 
 def check_seams(trainer_class: type) -> None:
     """
-    Refuse a TRL whose trainer lacks what [`KnapsackGRPOTrainer`] overrides.
+    Refuse a TRL that is too old, or whose trainer lacks what [`KnapsackGRPOTrainer`] overrides.
 
     Raises:
-        `ImportError`: naming the missing seam, and the versions that work.
+        `ImportError`: naming the version or the missing seam, and the versions that work.
     """
+    if Version(trl.__version__) < Version(OLDEST_TRL):
+        raise ImportError(
+            f"trl {trl.__version__} is too old for trl_knapsack; install a TRL that works: {WORKING_TRL}."
+        )
     for method, parameters in _SEAMS.items():
         present = inspect.signature(getattr(trainer_class, method, lambda: None)).parameters
         if not hasattr(trainer_class, method) or not set(parameters) <= set(present):
