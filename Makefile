@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test test-slow test-trl test-vllm lint format clean
 
 demo: $(VENV)/.installed
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	PYTHONWARNINGS=ignore::FutureWarning $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		examples/train_math.py
 
 test: $(VENV)/.installed
@@ -15,6 +15,7 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(VENV)/.installed
+	$(BIN)/pip install --quiet -c constraints.txt bitsandbytes  # for QLoRA; without it peft starts without complaint
 	$(BIN)/python -m pytest -m slow
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest tests/allocation
 

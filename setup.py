@@ -17,7 +17,6 @@ EXTRAS["dev"] = [
     *EXTRAS["math"],
     *EXTRAS["plots"],
     *EXTRAS["genetic"],
-    "bitsandbytes",
     "hypothesis",
     "pre-commit",
     "pytest",

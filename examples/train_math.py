@@ -156,6 +156,13 @@ def main() -> None:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(BriefProgress())
 
+    args = trainer.args
+    trainer.accelerator.print(
+        f"{model_args.model_name_or_path}: allocation {args.allocation!r} shares out {args.generation_batch_size} rollouts "
+        f"over {args.generation_batch_size // args.num_generations} prompts at a time, {args.min_generations} to "
+        f"{args.max_generations} each"
+    )
+
     def held_out_accuracy() -> float | None:
         return None if eval_dataset is None else trainer.evaluate()[f"eval_rewards/{reward.__name__}/mean"]
 
