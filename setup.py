@@ -21,7 +21,6 @@ EXTRAS["dev"] = [
     "pre-commit",
     "pytest",
     "ruff",
-    "scipy",
 ]
 
 setup(
