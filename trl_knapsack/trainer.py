@@ -334,7 +334,8 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         if not self._advantages_checked:
             equal = torch.arange(len(keys)).repeat_interleave(self.num_generations)
             ours = group_advantages(rewards_per_func, equal, *options).advantages[rank_rows]
-            if not torch.equal(ours, output["advantages"]):
+            # Equal bits on a CPU, as the tests prove; a GPU may add in another order.
+            if not torch.allclose(ours, output["advantages"], rtol=1e-3, atol=1e-5):
                 raise RuntimeError(
                     f"trl {trl.__version__} computes other advantages than trl_knapsack knows of; "
                     f"install a TRL that works: {WORKING_TRL}."
