@@ -11,14 +11,23 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 ALPHABET = "0123456789ehmn"
 
 
-def save_model(path: Path) -> str:
-    """Save a randomly initialised character-level model with its tokenizer; returns the folder."""
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *ALPHABET])}
+def characters(vocabulary: dict[str, int]) -> Tokenizer:
+    """A token for each character, and for each of the special tokens."""
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+def save_model(path: Path) -> str:
+    """Save a randomly initialised character-level model with its tokenizer; returns the folder."""
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *ALPHABET])}
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
+        tokenizer_object=characters(vocabulary),
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        padding_side="left",
     ).save_pretrained(path)
     torch.manual_seed(0)
     config = Qwen2Config(

@@ -7,7 +7,6 @@ import tiny
 import torch
 from datasets import Dataset
 from PIL import Image
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     CLIPVisionConfig,
     LlavaConfig,
@@ -70,11 +69,8 @@ def text_config(**changes) -> Qwen2Config:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    characters = Tokenizer(models.WordLevel(VOCABULARY, unk_token="<unk>"))
-    characters.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    characters.decoder = decoders.Fuse()
     result = PreTrainedTokenizerFast(
-        tokenizer_object=characters,
+        tokenizer_object=tiny.characters(VOCABULARY),
         pad_token="<pad>",
         eos_token="<eos>",
         unk_token="<unk>",

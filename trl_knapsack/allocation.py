@@ -246,11 +246,7 @@ def _evolve(known, budget, low, high, value, costs, seed) -> Allocation:
         )
     if costs is not None:
         raise ValueError('solver="genetic" takes no costs; let the value callable account for them.')
-    from .kernels import fill_level
-
-    equal = low.copy()
-    fill_level(equal, high, budget - int(low.sum()))
-    starts = [equal]
+    starts = [equal_shares(low, high, budget)]
     if low.min() >= 1:
         starts.append(_select(known, budget, (low, high), "knapsack").counts)
     counts, total = evolve(value, low, high, budget, starts, seed)
@@ -285,6 +281,15 @@ def _check_costs(costs, max_cost, cost_weight, low, high, budget):
                 "within the bounds; raise it or lower the budget or min_generations."
             )
     return costs, max_cost, cost_weight
+
+
+def equal_shares(low: np.ndarray, high: np.ndarray, budget: int) -> np.ndarray:
+    """Counts `(P,)` that are as equal as the bounds `(P,)` allow; a rest goes to the first prompts."""
+    from .kernels import fill_level
+
+    counts = low.copy()
+    fill_level(counts, high, budget - int(low.sum()))
+    return counts
 
 
 def check_bounds(name: str, bounds, prompts: int, least: int) -> np.ndarray:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .allocation import Allocation, check_budget
-from .policies import PaperPolicy, equal_shares
+from .allocation import Allocation, check_budget, equal_shares
+from .policies import PaperPolicy
 from .values import BetaBeliefs, Value, check_rates, expected_values, values_and_gains
 
 

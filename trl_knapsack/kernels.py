@@ -314,6 +314,19 @@ def kth_largest(values, k):
 
 
 @njit(cache=True)
+def gains_above(first, p, q, threshold, longest):
+    """Terms `first * p^n + first * q^n` for n = 0, 1, .. that are at or above `threshold`, counted from 1 to `longest`."""
+    x = first
+    y = first
+    n = 1
+    while n < longest and x + y >= threshold:
+        x *= p
+        y *= q
+        n += 1
+    return n
+
+
+@njit(cache=True)
 def rate_bins(half_p, half_q, scale, longest, top, bottom, bins):
     """
     Which counts the success rates of a bin can lead to.
@@ -334,21 +347,9 @@ def rate_bins(half_p, half_q, scale, longest, top, bottom, bins):
         q1 = 1.0 - p0
         # A part in 1e12 covers the rounding of the products.
         x = scale * half_power(p0, half_p + 2) * half_power(q0, half_q + 2) * (1.0 - 1e-12)
-        y = x
-        n = 1
-        while n < longest and x + y >= top:
-            x *= p0
-            y *= q0
-            n += 1
-        least[j] = n
+        least[j] = gains_above(x, p0, q0, top, longest)
         x = scale * half_power(p1, half_p + 2) * half_power(q1, half_q + 2) * (1.0 + 1e-12)
-        y = x
-        n = 1
-        while n < longest and x + y >= bottom:
-            x *= p1
-            y *= q1
-            n += 1
-        most[j] = n
+        most[j] = gains_above(x, p1, q1, bottom, longest)
     return least, most
 
 

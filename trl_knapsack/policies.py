@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
-from .allocation import Allocation, allocate, check_budget
+from .allocation import Allocation, allocate, check_budget, equal_shares
 from .values import BetaBeliefs, Value, values_and_gains
 
 
@@ -159,15 +159,6 @@ class UniformPolicy:
     def __call__(self, evidence: "Evidence", budget: int, min_generations: int, max_generations: int) -> Allocation:
         budget, low, high = check_budget(len(evidence.alpha), budget, min_generations, max_generations)
         return _judged(_beliefs(evidence), equal_shares(low, high, budget), "knapsack", "uniform")
-
-
-def equal_shares(low: np.ndarray, high: np.ndarray, budget: int) -> np.ndarray:
-    """Counts `(P,)` that are as equal as the bounds `(P,)` allow; a rest goes to the first prompts."""
-    from .kernels import fill_level
-
-    counts = low.copy()
-    fill_level(counts, high, budget - int(low.sum()))
-    return counts
 
 
 def _judged(success_rates, counts: np.ndarray, value: Value, solver: str) -> Allocation:
