@@ -33,7 +33,8 @@ setup(
     author="The trl_knapsack authors",
     keywords="grpo trl reinforcement-learning llm rollout budget knapsack",
     packages=find_packages(include=["trl_knapsack", "trl_knapsack.*"]),
-    package_data={"trl_knapsack": ["py.typed"]},
+    # the folders of metrics are no packages: evaluate.load opens their scripts by path
+    package_data={"trl_knapsack": ["py.typed"], "trl_knapsack.evaluation.metrics": ["*/*"]},
     python_requires=">=3.11",
     # torch is left to trl and accelerate; constraints.txt names the tested versions.
     install_requires=[
@@ -44,6 +45,7 @@ setup(
         "datasets",
         "numba>=0.61",
         "numpy>=2",
+        "scipy",
         "evaluate",
     ],
     extras_require=EXTRAS,
