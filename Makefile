@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-trl test-vllm lint format clean
+.PHONY: demo test test-slow test-trl test-vllm docs lint clean
 
 demo: $(VENV)/.installed
 	PYTHONWARNINGS=ignore::FutureWarning $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -31,6 +31,10 @@ test-trl: $(VENV)/.installed
 	PYTHONPATH=$(VENV)/trl-$(TRL) $(BIN)/python -c "import trl; print('trl', trl.__version__); assert trl.__version__ == '$(TRL)'"
 	PYTHONPATH=$(VENV)/trl-$(TRL) $(BIN)/python -m pytest tests/test_trainer.py
 
+docs: $(VENV)/.docs-installed
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
+	@echo "the site: docs/_build/html/index.html"
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -43,6 +47,10 @@ $(VENV)/.installed: setup.py constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
+$(VENV)/.docs-installed: $(VENV)/.installed
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"
+	touch $@
+
 # Training on the CPU works without the three that are removed, and not with them.
 $(VENV)-vllm/.installed: setup.py tests/with_vllm/requirements.txt
 	$(PYTHON) -m venv $(VENV)-vllm
@@ -53,4 +61,4 @@ $(VENV)-vllm/.installed: setup.py tests/with_vllm/requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-vllm build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-vllm build dist docs/_build *.egg-info

@@ -12,6 +12,7 @@ EXTRAS = {
     "math": ["math-verify>=0.5.2"],
     "plots": ["matplotlib"],
     "genetic": ["pymoo"],
+    "docs": ["sphinx", "myst-parser>=5", "furo"],
 }
 EXTRAS["dev"] = [
     *EXTRAS["math"],

@@ -53,7 +53,7 @@ class Allocation:
 
     @property
     def gap(self) -> float:
-        """What this allocation may at most lack: `upper_bound - value`, 0 when it is proven optimal."""
+        """What this allocation may at most lack, `upper_bound - value`; 0 when it is proven optimal."""
         gap = self.upper_bound - self.value
         return 0.0 if gap < 0.0 else gap
 
