@@ -10,7 +10,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "trl_knapsack" / "__init__.
 EXTRAS = {
     "vllm": ["vllm"],
     "math": ["math-verify>=0.5.2"],
-    "plots": ["matplotlib"],
+    "plots": ["matplotlib", "jinja2"],
     "genetic": ["pymoo"],
     "docs": ["sphinx", "myst-parser>=5", "furo"],
 }
@@ -19,9 +19,11 @@ EXTRAS["dev"] = [
     *EXTRAS["plots"],
     *EXTRAS["genetic"],
     "hypothesis",
+    "optuna",
     "pre-commit",
     "pytest",
     "ruff",
+    "tensorboard",
 ]
 
 setup(

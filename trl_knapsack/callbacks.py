@@ -1,6 +1,7 @@
 """Feeds the success-rate tracker, and keeps it in the checkpoints."""
 
 import os
+from collections.abc import Callable
 
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -20,15 +21,25 @@ class SuccessRateCallback(TrainerCallback):
 
     Args:
         tracker ([`SuccessRateTracker`]): The tracker to feed.
+        run_folder (`Callable[[], str]`): Where the run that is under way keeps its checkpoints; a hyperparameter search
+            has a folder for each trial.
 
     Attributes:
         last_record ([`RolloutRecord`] or `None`): The newest generation batch: what was decided, and what came of it.
     """
 
-    def __init__(self, tracker: SuccessRateTracker):
+    def __init__(self, tracker: SuccessRateTracker, run_folder: Callable[[], str]):
         self.tracker = tracker
+        self.run_folder = run_folder
         self.last_record: RolloutRecord | None = None
         self._pending: list[RolloutRecord] = []
+        self._before_search: dict | None = None  # what a hyperparameter search begins each trial with
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_hyper_param_search and state.global_step == 0:
+            if self._before_search is None:
+                self._before_search = self.tracker.state_dict()
+            self.tracker.load_state_dict(self._before_search)  # another trial's model is not this one's
 
     def record(self, record: RolloutRecord) -> None:
         """Take note of a generation batch; the tracker learns of it at the end of the step that it was generated in."""
@@ -50,13 +61,13 @@ class SuccessRateCallback(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         if args.should_save:
-            checkpoint = os.path.join(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+            checkpoint = os.path.join(self.run_folder(), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
             self.tracker.save(os.path.join(checkpoint, STATE_FILE))
 
     def on_train_end(self, args, state, control, **kwargs):
         if args.should_save:  # for the next run, also where no checkpoints are kept
-            os.makedirs(args.output_dir, exist_ok=True)
-            self.tracker.save(os.path.join(args.output_dir, STATE_FILE))
+            os.makedirs(self.run_folder(), exist_ok=True)
+            self.tracker.save(os.path.join(self.run_folder(), STATE_FILE))
 
     def load(self, path: str | os.PathLike) -> None:
         """

@@ -139,7 +139,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         self.allocation_policy = allocation_policy or get_policy(args.allocation)
         self.success_func = success_func
         self.success_tracker = SuccessRateTracker(args.success_prior, args.success_decay)
-        self.success_rate_callback = SuccessRateCallback(self.success_tracker)
+        self.success_rate_callback = SuccessRateCallback(self.success_tracker, self._run_folder)
         self.add_callback(self.success_rate_callback)
         self._check_success_rule()
         self.add_callback(RankAgreement(self._shared_by_ranks))
@@ -278,6 +278,10 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         super().log(logs, start_time)
 
     # ---------------------------------------------------------------------------------------------- our steps
+
+    def _run_folder(self) -> str:
+        """Where the run under way keeps its checkpoints: `output_dir`, or a trial's folder in it."""
+        return self._get_output_dir(trial=self._trial)
 
     def _gather_prompts(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """One row per prompt of the generation batch, in the sampler's order, on every rank."""
