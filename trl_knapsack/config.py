@@ -27,6 +27,10 @@ class KnapsackGRPOConfig(GRPOConfig):
             Fewest generations of a prompt. At least 2, because a group of one has no advantage.
         max_generations (`int`, *optional*, defaults to `128`):
             Most generations of a prompt.
+        group_weight_power (`float`, *optional*, defaults to `1.0`):
+            How much a prompt weighs in the loss: its number of generations to this power. 1 weighs every rollout the
+            same, as TRL's losses do, so that a prompt with four times the rollouts weighs four times; 0 weighs every
+            prompt the same.
         success_threshold (`float`, *optional*, defaults to `0.5`):
             A completion succeeds if its reward is at least this.
         success_reward_func (`str`, *optional*):
@@ -65,6 +69,13 @@ class KnapsackGRPOConfig(GRPOConfig):
     max_generations: int = field(
         default=128,
         metadata={"help": "Most generations of a prompt."},
+    )
+    group_weight_power: float = field(
+        default=1.0,
+        metadata={
+            "help": "A prompt weighs in the loss as its number of generations to this power: 1 weighs every rollout "
+            "the same, 0 every prompt."
+        },
     )
     success_threshold: float = field(
         default=0.5,
@@ -135,6 +146,11 @@ class KnapsackGRPOConfig(GRPOConfig):
             raise ValueError(
                 f"max_generations ({self.max_generations}) must be at least num_generations ({self.num_generations}), "
                 "the mean; raise it or lower num_generations."
+            )
+        if not 0 <= self.group_weight_power <= 1:
+            raise ValueError(
+                f"group_weight_power ({self.group_weight_power}) must lie between 0, every prompt weighs the same, and 1, "
+                "every rollout does."
             )
         if not -float("inf") < self.success_threshold < float("inf"):
             raise ValueError(f"success_threshold ({self.success_threshold}) must be a finite reward, for example 0.5.")

@@ -325,6 +325,14 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             )
         return allocation
 
+    def _group_weights(self, evidence: Evidence, allocation: Allocation) -> np.ndarray:
+        """Factor on the advantages of each prompt's group, `(P,)`; the mean over rollouts is 1."""
+        counts = allocation.counts
+        if (counts == counts[0]).all():
+            return np.ones(len(counts))
+        weights = counts ** (self.args.group_weight_power - 1.0)
+        return weights * (counts.sum() / (counts * weights).sum())
+
     def _learn_from(self, output: dict[str, Any], keys, evidence, allocation, solver_seconds) -> None:
         """Put right what TRL computed for equal groups, and take note of what came of this generation batch."""
         plan, rewards_per_func = self._plan, self._rewards_per_func
@@ -346,13 +354,19 @@ class KnapsackGRPOTrainer(GRPOTrainer):
                 )
             self._advantages_checked = True
 
-        groups = group_advantages(rewards_per_func, torch.from_numpy(plan.row_prompt), *options)
-        output["advantages"] = groups.advantages[rank_rows]
+        row_prompt = torch.from_numpy(plan.row_prompt)
+        groups = group_advantages(rewards_per_func, row_prompt, *options)
+        advantages = groups.advantages
+        weights = self._group_weights(evidence, allocation)
+        if (weights != 1).any():
+            # Every loss of TRL is linear in the size of the advantage, so this weighs the group in any of them.
+            advantages = advantages * torch.from_numpy(weights).to(advantages)[row_prompt.to(device)]
+        output["advantages"] = advantages[rank_rows]
         self._metrics["train"]["frac_reward_zero_std"][-1] = groups.zero_std.float().mean().item()
         logged = self._logs["advantages"]
         for _ in range(len(plan.row_prompt)):
             logged.pop()
-        logged.extend(groups.advantages.tolist())
+        logged.extend(advantages.tolist())
 
         lengths = output["completion_mask"].sum(dim=1)
         # `mask_truncated_completions` empties the mask of the longest ones
