@@ -37,7 +37,7 @@ def pass_at_k(n, c, k: int):
 
     $$1 - \binom{n-c}{k} / \binom{n}{k}$$
 
-    Computed as a product in logarithms, so that neither large `n` overflows nor small probabilities are lost.
+    Computed with whole numbers, so that neither large `n` overflows nor small probabilities are lost.
 
     Args:
         n (`int` or array of `int`): Completions of each problem.
@@ -59,6 +59,7 @@ def pass_at_k(n, c, k: int):
     n, c = np.broadcast_arrays(_whole(n, "n"), _whole(c, "c"))
     if k != int(k) or k < 1:
         raise ValueError(f"k ({k}) must be a whole number of at least 1.")
+    k = int(k)
     if n.size and n.min() < k:
         raise ValueError(f"k ({k}) must be at most n ({n.min()}); sample more completions, or lower k.")
     wrong = (c < 0) | (c > n)
@@ -66,16 +67,10 @@ def pass_at_k(n, c, k: int):
         raise ValueError(
             f"c ({c[wrong].flat[0]}) must be within 0 and n ({n[wrong].flat[0]}): it counts the right ones among the n."
         )
+    shape = n.shape
     pairs, index = np.unique(np.stack([n.ravel(), c.ravel()], axis=1), axis=0, return_inverse=True)  # (U, 2), (P,)
-    values = np.array([_pass_at_k(int(pair_n), int(pair_c), int(k)) for pair_n, pair_c in pairs])  # (U,)
-    return values[index.ravel()].reshape(n.shape) if n.ndim else float(values[0])
-
-
-def _pass_at_k(n: int, c: int, k: int) -> float:
-    if n - c < k:  # any k of them include a right one
-        return 1.0
-    # C(n-c, k) / C(n, k) = prod_{i = n-c+1}^{n} (1 - k / i)
-    return float(-np.expm1(np.log1p(-k / np.arange(n - c + 1, n + 1)).sum()))
+    values = np.array([(comb(n, k) - comb(n - c, k)) / comb(n, k) for n, c in pairs.tolist()])  # (U,)
+    return values[index.ravel()].reshape(shape) if shape else float(values[0])
 
 
 def majority_at_k(votes: Sequence[int], success: Sequence[float], k: int, abstentions: int = 0) -> float:
