@@ -15,6 +15,7 @@ _EXPORTS = {
     "Evidence": "tracker",
     "SuccessRateTracker": "tracker",
     "RolloutRecord": "records",
+    "RolloutHistory": "history",
     "SuccessRateCallback": "callbacks",
     "KnapsackGRPOConfig": "config",
     "KnapsackGRPOTrainer": "trainer",

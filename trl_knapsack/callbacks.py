@@ -1,21 +1,26 @@
-"""Feeds the success-rate tracker, and keeps it in the checkpoints."""
+"""Feeds the success-rate tracker, keeps it in the checkpoints, and writes down what came of each generation batch."""
 
 import os
 from collections.abc import Callable
 
+from accelerate.logging import get_logger
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .history import HISTORY_FILE, HistoryWriter
 from .records import RolloutRecord
 from .tracker import SuccessRateTracker
 
+
+logger = get_logger(__name__)
 
 STATE_FILE = "knapsack_state.npz"
 
 
 class SuccessRateCallback(TrainerCallback):
     """
-    Tells the tracker what became of each generation batch, and saves it into every checkpoint and at the end.
+    Tells the tracker what became of each generation batch, and saves it into every checkpoint and at the end. Appends
+    each batch to `knapsack_records.jsonl` in the run's folder, which [`RolloutHistory`] reads.
 
     [`KnapsackGRPOTrainer`] adds it by itself: `trainer.success_rate_callback`.
 
@@ -33,6 +38,7 @@ class SuccessRateCallback(TrainerCallback):
         self.run_folder = run_folder
         self.last_record: RolloutRecord | None = None
         self._pending: list[RolloutRecord] = []
+        self._history: HistoryWriter | None = None  # on the main process, while it can write
         self._before_search: dict | None = None  # what a hyperparameter search begins each trial with
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -40,6 +46,10 @@ class SuccessRateCallback(TrainerCallback):
             if self._before_search is None:
                 self._before_search = self.tracker.state_dict()
             self.tracker.load_state_dict(self._before_search)  # another trial's model is not this one's
+        self._history = None
+        if state.is_world_process_zero:
+            self._history = HistoryWriter(os.path.join(self.run_folder(), HISTORY_FILE))
+            self._write(lambda history: history.begin(state.global_step))
 
     def record(self, record: RolloutRecord) -> None:
         """Take note of a generation batch; the tracker learns of it at the end of the step that it was generated in."""
@@ -47,6 +57,12 @@ class SuccessRateCallback(TrainerCallback):
         self._pending.append(record)
 
     def on_substep_end(self, args, state, control, **kwargs):
+        self._learn(state.global_step + 1, state)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._learn(state.global_step, state)
+
+    def _learn(self, step: int, state) -> None:
         for record in self._pending:
             self.tracker.observe(
                 record.keys,
@@ -55,9 +71,19 @@ class SuccessRateCallback(TrainerCallback):
                 rollouts=record.allocation.counts,
                 tokens=record.tokens,
             )
+        for record in self._pending:
+            self._write(lambda history, record=record: history.append(record, step, state.epoch or 0.0))
         self._pending.clear()
 
-    on_step_end = on_substep_end
+    def _write(self, write: Callable[[HistoryWriter], None]) -> None:
+        """A history that can't be written is given up: the run is worth more, and the other ranks would wait for it."""
+        if self._history is None:
+            return
+        try:
+            write(self._history)
+        except (OSError, ValueError) as error:
+            logger.warning(f"No more generation batches are recorded, training goes on: {error}")
+            self._history = None
 
     def on_save(self, args, state, control, **kwargs):
         if args.should_save:

@@ -1,0 +1,168 @@
+import json
+
+import numpy as np
+import pytest
+import tiny
+from test_records import record_by_hand
+from test_trainer import options, train
+
+from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer, RolloutHistory
+from trl_knapsack.history import HistoryWriter
+
+
+FILE = "knapsack_records.jsonl"
+
+
+def run(model, path, resume=None, **changes):
+    args = KnapsackGRPOConfig(**options(path, prompt_id_column="name", **changes))
+    return train(KnapsackGRPOTrainer, model, args, resume=resume and str(resume))
+
+
+def lines(path):
+    """The file as anyone may read it, without what only a clock decides."""
+    batches = [json.loads(line) for line in (path / FILE).read_text().splitlines()]
+    return [{name: value for name, value in batch.items() if name != "solver_seconds"} for batch in batches]
+
+
+def test_a_batch_by_hand(tmp_path):
+    writer = HistoryWriter(tmp_path / "new" / FILE)
+    writer.append(record_by_hand(), step=3, epoch=0.25)
+    writer.append(record_by_hand(), step=4, epoch=0.5)
+    assert lines(tmp_path / "new")[0] == {
+        "step": 3,
+        "epoch": 0.25,
+        "rank_imbalance": 1.5,
+        "keys": ["a", "b", "c", "d", "e"],
+        "counts": [2, 6, 10, 3, 4],
+        "successes": [2, 0, 1, 0, 1],
+        "trials": [2, 6, 10, 0, 2],
+        "tokens": [2, 6, 10, 3, 4],
+        "mixed": [0, 0, 1, 0, 1],
+        "mean_reward": [1.0, 0.0, 0.1, None, 0.5],
+        "alpha": [8.5, 0.5, 2.5, 0.5, 0.5],
+        "beta": [0.5, 8.5, 2.5, 0.5, 0.5],
+        "last_rate": [1.0, 0.0, 0.5, None, None],
+        "visits": [1, 1, 3, 0, 0],
+    }
+    history = RolloutHistory.load(tmp_path / "new")
+    assert len(history) == 2
+    assert history.step.tolist() == [3, 4]
+    assert history.epoch.tolist() == [0.25, 0.5]
+    assert history.solver_seconds.tolist() == [0.25, 0.25]
+    assert history.keys == ("a", "b", "c", "d", "e")
+    assert history.batch.tolist() == [0] * 5 + [1] * 5
+    assert history.prompt.tolist() == [0, 1, 2, 3, 4] * 2
+    assert history.counts.tolist() == [2, 6, 10, 3, 4] * 2
+    assert history.mixed.tolist() == [False, False, True, False, True] * 2
+    np.testing.assert_array_equal(history.success_rate, [1, 0, 0.1, np.nan, 0.5] * 2)
+    np.testing.assert_array_equal(history.last_rate, [1, 0, 0.5, np.nan, np.nan] * 2)
+    assert history.believed_rate[:3] == pytest.approx([8.5 / 9, 0.5 / 9, 0.5])
+    assert history.effective_gradient_ratio == pytest.approx([12 / 25] * 2)
+    assert history.mixed_prompts == pytest.approx([2 / 5] * 2)
+    assert history.per_prompt(history.tokens).tolist() == [4, 12, 20, 6, 8]
+
+
+def test_a_run_is_written_down_as_it_was(model, tmp_path):
+    trainer = run(model, tmp_path, max_steps=10, gradient_accumulation_steps=1)
+    history = RolloutHistory.load(tmp_path)
+    assert history.step.tolist() == list(range(1, 11))
+    assert len(history.keys) == 32
+    for batch, record in enumerate(trainer.records):
+        groups = history.batch == batch
+        assert [history.keys[i] for i in history.prompt[groups]] == list(record.keys)
+        assert history.counts[groups].tolist() == record.allocation.counts.tolist()
+        assert history.successes[groups].tolist() == record.successes.tolist()
+        assert history.mixed[groups].tolist() == record.mixed.tolist()
+        assert history.visits[groups].tolist() == record.evidence.visits.tolist()
+        np.testing.assert_allclose(history.alpha[groups], record.evidence.alpha, atol=1e-6)
+        np.testing.assert_allclose(history.mean_reward[groups], record.mean_reward, atol=1e-6)
+    logs = [entry for entry in trainer.state.log_history if "reward" in entry]
+    for ours, name in (
+        (history.effective_gradient_ratio, "effective_gradient_ratio"),
+        (history.mixed_prompts, "mixed_prompts"),
+    ):
+        assert ours == pytest.approx([entry[f"knapsack/{name}"] for entry in logs])
+    assert len(set(history.counts)) > 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        (dict(per_device_train_batch_size=8, gradient_accumulation_steps=2), [1, 2, 3, 4]),
+        (dict(per_device_train_batch_size=8, gradient_accumulation_steps=2, steps_per_generation=4), [1, 3]),
+        (dict(per_device_train_batch_size=8, gradient_accumulation_steps=2, steps_per_generation=1), [1, 1, 2, 2, 3, 3, 4, 4]),
+        (dict(per_device_train_batch_size=8, gradient_accumulation_steps=2, steps_per_generation=3), [1, 2, 4]),
+    ],
+    ids=["a step", "two steps", "half a step", "one and a half"],
+)  # fmt: skip
+def test_a_batch_belongs_to_the_step_that_generated_it(model, tmp_path, changes, steps):
+    run(model, tmp_path, max_steps=4, **changes)
+    assert RolloutHistory.load(tmp_path).step.tolist() == steps
+
+
+def test_a_resumed_run_goes_on_with_its_history(model, tmp_path):
+    run(model, tmp_path, max_steps=8, save_strategy="steps", save_steps=5)
+    whole = lines(tmp_path)
+    with open(tmp_path / FILE, "a") as file:  # died while it wrote
+        file.write('{"step":9,"epoch":1.1,"ke')
+    run(model, tmp_path, max_steps=8, save_strategy="steps", save_steps=5, resume=tmp_path / "checkpoint-5")
+    assert lines(tmp_path) == whole
+    assert not (tmp_path / "knapsack_records.previous.jsonl").exists()
+
+
+def test_a_fresh_run_starts_anew_and_keeps_the_last(model, tmp_path):
+    run(model, tmp_path, max_steps=3)
+    first = lines(tmp_path)
+    run(model, tmp_path, max_steps=2)
+    assert [batch["step"] for batch in lines(tmp_path)] == [1, 2]
+    (tmp_path / "knapsack_records.previous.jsonl").rename(tmp_path / FILE)
+    assert lines(tmp_path) == first
+
+
+def test_a_torn_last_line_is_left_out(tmp_path):
+    writer = HistoryWriter(tmp_path / FILE)
+    for step in (1, 2, 3):
+        writer.append(record_by_hand(), step, 0.0)
+    whole = (tmp_path / FILE).read_bytes()
+    two = len(b"".join(whole.splitlines(keepends=True)[:2]))
+    for length in (two + 1, two + 100, len(whole) - 1):
+        (tmp_path / FILE).write_bytes(whole[:length])
+        assert RolloutHistory.load(tmp_path).step.tolist() == [1, 2]
+    (tmp_path / FILE).write_bytes(b"")
+    assert len(RolloutHistory.load(tmp_path)) == len(RolloutHistory.load(tmp_path).counts) == 0
+
+
+def test_a_file_that_is_no_history_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{FILE} does not exist; name the output_dir"):
+        RolloutHistory.load(tmp_path)
+    HistoryWriter(tmp_path / FILE).append(record_by_hand(), 1, 0.0)
+    good = (tmp_path / FILE).read_text()
+    batch = json.loads(good)
+    for bad, message in (
+        ("{", "JSONDecodeError"),
+        ("[]", "TypeError"),
+        (json.dumps({k: v for k, v in batch.items() if k != "alpha"}), "KeyError: 'alpha'"),
+        (json.dumps(batch | {"beta": [1.0]}), "beta has 1 values for 5 keys"),
+        (json.dumps(batch | {"counts": ["many"] * 5}), "invalid literal"),
+    ):
+        (tmp_path / FILE).write_text(f"{good}{bad}\n{good}")
+        with pytest.raises(ValueError, match=f"Line 2 of .*{FILE} is not a generation batch .*{message}"):
+            RolloutHistory.load(tmp_path)
+
+
+def test_a_history_that_can_not_be_written_does_not_stop_the_run(model, tmp_path, caplog):
+    (tmp_path / FILE / "in the way").mkdir(parents=True)
+    (tmp_path / "knapsack_records.previous.jsonl").write_text("in the way too")
+    trainer = run(model, tmp_path, max_steps=2)
+    assert "No more generation batches are recorded, training goes on" in caplog.text
+    assert trainer.state.global_step == 2
+    assert set(trainer.success_tracker.evidence(trainer.records[0].keys).visits) == {1}
+
+
+def test_rewards_that_are_not_numbers(model, tmp_path):
+    def odd_reward(prompts, completions, **kwargs):
+        return [None if i % 4 else float("inf") for i, _ in enumerate(tiny.digit_reward(prompts, completions))]
+
+    args = KnapsackGRPOConfig(**options(tmp_path, max_steps=1))
+    train(KnapsackGRPOTrainer, model, args, rewards=odd_reward)
+    assert np.isnan(RolloutHistory.load(tmp_path).mean_reward).all()

@@ -1,0 +1,241 @@
+"""A run's generation batches on disk, one JSON line each, and as arrays again."""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .records import RolloutRecord
+
+
+HISTORY_FILE = "knapsack_records.jsonl"
+
+_PER_BATCH = {"step": np.int64, "epoch": np.float64, "solver_seconds": np.float64, "rank_imbalance": np.float64}
+_PER_PROMPT = {
+    "counts": np.int64,
+    "successes": np.int64,
+    "trials": np.int64,
+    "tokens": np.int64,
+    "mixed": np.bool_,
+    "mean_reward": np.float64,
+    "alpha": np.float64,
+    "beta": np.float64,
+    "last_rate": np.float64,
+    "visits": np.int64,
+}
+
+
+@dataclass(frozen=True)
+class RolloutHistory:
+    """
+    The `T` generation batches of a run, in order. Their `N` groups, prompts times visits, lie one after the other.
+
+    Attributes:
+        step (`(T,)`, int64): Optimizer step in which a batch was generated, from 1. Steps may share a batch.
+        epoch (`(T,)`): Passes over the dataset when it was recorded.
+        solver_seconds (`(T,)`): Time that the allocation took.
+        rank_imbalance (`(T,)`): Completion tokens of the rank that generated most, over the mean of the ranks.
+        keys (`tuple[str, ...]` of length `K`): Keys of all prompts, in the order of their first visit.
+        batch (`(N,)`, int64): Batch of each group, `0 .. T-1`, ascending.
+        prompt (`(N,)`, int64): Prompt of each group, an index into `keys`.
+        counts (`(N,)`, int64): Rollouts given to the group.
+        successes (`(N,)`, int64): Those that succeeded.
+        trials (`(N,)`, int64): Those that were scored.
+        tokens (`(N,)`, int64): Completion tokens generated.
+        mixed (`(N,)`, bool): Whether the group's rewards vary, so that it has a gradient.
+        mean_reward (`(N,)`): Mean reward, NaN where no rollout was scored.
+        alpha, beta (`(N,)`): Beta posterior of the success rate *before* the rollouts, prior included.
+        last_rate (`(N,)`): Success rate at the visit before, NaN if never scored.
+        visits (`(N,)`, int64): Scored visits before; 0 means unseen.
+
+    Example:
+
+    ```python
+    >>> from trl_knapsack import RolloutHistory
+
+    >>> history = RolloutHistory.load("outputs")  # doctest: +SKIP
+    >>> history.effective_gradient_ratio  # doctest: +SKIP
+    array([0.31, 0.29, 0.46, ...])
+    ```
+    """
+
+    step: np.ndarray
+    epoch: np.ndarray
+    solver_seconds: np.ndarray
+    rank_imbalance: np.ndarray
+    keys: tuple[str, ...]
+    batch: np.ndarray
+    prompt: np.ndarray
+    counts: np.ndarray
+    successes: np.ndarray
+    trials: np.ndarray
+    tokens: np.ndarray
+    mixed: np.ndarray
+    mean_reward: np.ndarray
+    alpha: np.ndarray
+    beta: np.ndarray
+    last_rate: np.ndarray
+    visits: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    @property
+    def believed_rate(self) -> np.ndarray:
+        """Success rate that was believed before the rollouts, `(N,)`: the mean of the posterior."""
+        return self.alpha / (self.alpha + self.beta)
+
+    @cached_property
+    def success_rate(self) -> np.ndarray:
+        """Observed success rate of each group, `(N,)`, NaN where no rollout was scored."""
+        return np.divide(self.successes, self.trials, out=np.full(len(self.trials), np.nan), where=self.trials > 0)
+
+    @cached_property
+    def effective_gradient_ratio(self) -> np.ndarray:
+        """Share of each batch's rollouts that have a gradient, `(T,)`; see `docs/metrics.md`."""
+        return self.per_batch(self.trials * self.mixed) / self.per_batch(self.counts)
+
+    @cached_property
+    def mixed_prompts(self) -> np.ndarray:
+        """Share of each batch's prompts whose rewards vary, `(T,)`."""
+        return self.per_batch(self.mixed) / self.per_batch(np.ones(len(self.batch)))
+
+    def per_batch(self, values: np.ndarray) -> np.ndarray:
+        """Sum over the groups of each batch: `(N,) -> (T,)`."""
+        return np.bincount(self.batch, weights=values, minlength=len(self))
+
+    def per_prompt(self, values: np.ndarray) -> np.ndarray:
+        """Sum over the groups of each prompt: `(N,) -> (K,)`."""
+        return np.bincount(self.prompt, weights=values, minlength=len(self.keys))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "RolloutHistory":
+        """
+        Read a run's history. A last line that a crash cut short is left out.
+
+        Args:
+            path (`str` or `os.PathLike`): The run's output folder, or the `knapsack_records.jsonl` in it.
+
+        Raises:
+            `FileNotFoundError`: if there is none.
+            `ValueError`: if a line is not one of a history, with its number.
+        """
+        path = Path(path)
+        file = path / HISTORY_FILE if path.is_dir() else path
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{file} does not exist; name the output_dir of a run of KnapsackGRPOTrainer, "
+                f"or the {HISTORY_FILE} in it."
+            )
+        index: dict[str, int] = {}
+        batches = [arrays for _, arrays in _read(file, index)]
+
+        def joined(name: str, dtype: Any) -> np.ndarray:
+            return np.concatenate([np.empty(0, dtype), *(batch[name] for batch in batches)])
+
+        per_batch = {
+            name: np.array([batch[name] for batch in batches], dtype=dtype) for name, dtype in _PER_BATCH.items()
+        }
+        return cls(
+            keys=tuple(index),
+            batch=np.repeat(np.arange(len(batches)), [len(batch["prompt"]) for batch in batches]),
+            prompt=joined("prompt", np.int64),
+            **per_batch,
+            **{name: joined(name, dtype) for name, dtype in _PER_PROMPT.items()},
+        )
+
+
+class HistoryWriter:
+    """
+    Appends a run's generation batches to a file, a whole line at a time.
+
+    Args:
+        path (`str` or `os.PathLike`): The file. It is made with the first batch.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+
+    def begin(self, step: int) -> None:
+        """
+        A run begins, or goes on.
+
+        Args:
+            step (`int`):
+                Optimizer steps behind the run. 0 starts anew, and what an earlier run left in the folder is renamed to
+                `knapsack_records.previous.jsonl`. Else batches after `step` are cut off, as the run will do them again.
+        """
+        if not self.path.exists():
+            return
+        if step == 0:
+            os.replace(self.path, self.path.with_suffix(".previous.jsonl"))
+            return
+        keep = max((end for end, batch in _read(self.path, {}) if batch["step"] <= step), default=0)
+        os.truncate(self.path, keep)
+
+    def append(self, record: RolloutRecord, step: int, epoch: float) -> None:
+        """Write a batch that was generated in optimizer step `step`."""
+        evidence = record.evidence
+        arrays = {
+            "counts": record.allocation.counts,
+            "successes": record.successes,
+            "trials": record.trials,
+            "tokens": record.tokens,
+            "mixed": record.mixed,
+            "mean_reward": record.mean_reward,
+            "alpha": evidence.alpha,
+            "beta": evidence.beta,
+            "last_rate": evidence.last_rate,
+            "visits": evidence.visits,
+        }
+        line = {
+            "step": step,
+            "epoch": round(epoch, 6),
+            "solver_seconds": round(record.solver_seconds, 6),
+            "rank_imbalance": round(float(record.rank_imbalance), 6),
+            "keys": record.keys,
+            **{name: _plain(values, _PER_PROMPT[name]) for name, values in arrays.items()},
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab") as file:  # one write, so that a crash cuts at most this line short
+            file.write(json.dumps(line, separators=(",", ":"), allow_nan=False).encode() + b"\n")
+
+
+def _plain(values: np.ndarray, dtype: Any) -> list:
+    """Short JSON: whole numbers without a point, truth as 0 and 1, six decimals, null for what is not a number."""
+    if dtype is not np.float64:
+        return np.asarray(values).astype(np.int64).tolist()
+    return [x if math.isfinite(x) else None for x in np.round(np.asarray(values, dtype=np.float64), 6).tolist()]
+
+
+def _read(file: Path, index: dict[str, int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Where each batch ends in the file, and its arrays; keys not met before are added to `index`."""
+    end = 0
+    with open(file, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):
+                return  # cut short by a crash
+            end += len(line)
+            try:
+                yield end, _arrays_of(json.loads(line), index)
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"Line {number} of {file} is not a generation batch ({type(error).__name__}: {error}); "
+                    "restore the file, or remove the line."
+                ) from error
+
+
+def _arrays_of(line: dict[str, Any], index: dict[str, int]) -> dict[str, Any]:
+    arrays = {name: dtype(line[name]) for name, dtype in _PER_BATCH.items()}
+    arrays["prompt"] = np.array([index.setdefault(key, len(index)) for key in line["keys"]], dtype=np.int64)
+    for name, dtype in _PER_PROMPT.items():
+        arrays[name] = np.array(line[name], dtype=dtype)  # null becomes NaN
+        if arrays[name].shape != arrays["prompt"].shape:
+            raise ValueError(f"{name} has {arrays[name].size} values for {len(arrays['prompt'])} keys")
+    return arrays
