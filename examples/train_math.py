@@ -21,7 +21,8 @@ With a model and a dataset (columns `prompt` and `solution`), from the Hub or fr
         --max_completion_length 2048 --learning_rate 1e-6 \
         --use_vllm --vllm_mode colocate --use_peft --output_dir outputs/deepmath
 
-Every field of `KnapsackGRPOConfig` and of TRL's `ModelConfig` is a flag, and `--config file.yaml` sets any of them.
+Every field of `KnapsackGRPOConfig` and of TRL's `ModelConfig` is a flag, and `--config file.yaml` sets any of them, as
+does `--config owner/name` with a configuration from the Hub.
 """
 
 import sys
@@ -36,6 +37,7 @@ from trl.import_utils import is_math_verify_available
 from trl.rewards import accuracy_reward
 
 from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer
+from trl_knapsack.hub import resolve_config_argument
 
 
 HERE = Path(__file__).resolve().parent
@@ -124,8 +126,12 @@ def main() -> None:
     bundled = not given & {"--model_name_or_path", "--dataset_name", "--config"}
     if bundled:
         arguments = ["--config", str(BUNDLED_CONFIG), *arguments]
-    parser = TrlParser((MathArguments, KnapsackGRPOConfig, ModelConfig))
-    script_args, training_args, model_args = parser.parse_args_and_config(arguments)
+    dataclass_types = (MathArguments, KnapsackGRPOConfig, ModelConfig)
+    try:
+        arguments = resolve_config_argument(arguments, dataclass_types)
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
+    script_args, training_args, model_args = TrlParser(dataclass_types).parse_args_and_config(arguments)
     if bundled:
         script_args.dataset_name, model_args.model_name_or_path = str(BUNDLED_DATASET), str(BUNDLED_MODEL)
         if not given & {"--output_dir"}:

@@ -5,12 +5,14 @@ from dataclasses import MISSING, dataclass, field, fields
 
 from trl import GRPOConfig
 
+from .config_file import is_personal
+from .hub import HubConfig
 from .policies import POLICIES
 from .tracker import SuccessRateTracker
 
 
 @dataclass
-class KnapsackGRPOConfig(GRPOConfig):
+class KnapsackGRPOConfig(HubConfig, GRPOConfig):
     r"""
     Configuration of the [`KnapsackGRPOTrainer`]: [`~trl.GRPOConfig`] and the options below.
 
@@ -43,9 +45,9 @@ class KnapsackGRPOConfig(GRPOConfig):
         prompt_id_column (`str`, *optional*):
             Dataset column that identifies a prompt. By default the content of the row is hashed.
         success_state_path (`str`, *optional*):
-            Success rates of another run to begin with: a checkpoint or output folder of [`KnapsackGRPOTrainer`], or the
-            `knapsack_state.npz` in it. What one run, or another model, learnt of the prompts spares the next its
-            uniform first epoch.
+            Success rates of another run to begin with: a checkpoint or output folder of [`KnapsackGRPOTrainer`], the
+            `knapsack_state.npz` in it, or a repository of the Hub that has one (`"owner/name"`). What one run, or
+            another model, learnt of the prompts spares the next its uniform first epoch.
         resume_success_state (`bool`, *optional*, defaults to `True`):
             Whether a resumed run goes on with the success rates in its checkpoint. Set it to `False` to resume from a
             checkpoint that has none, as one of [`~trl.GRPOTrainer`].
@@ -102,8 +104,8 @@ class KnapsackGRPOConfig(GRPOConfig):
     success_state_path: str | None = field(
         default=None,
         metadata={
-            "help": "Success rates of another run to begin with: a checkpoint or output folder, or the "
-            "knapsack_state.npz in it."
+            "help": "Success rates of another run to begin with: a checkpoint or output folder, the "
+            "knapsack_state.npz in it, or a repository of the Hub that has one (owner/name)."
         },
     )
     resume_success_state: bool = field(
@@ -115,14 +117,22 @@ class KnapsackGRPOConfig(GRPOConfig):
     )
 
     def __post_init__(self):
+        given = dict(self.__dict__)
         super().__post_init__()
         self._check_knapsack_options()
+        # TRL fills fields in from others, and from the machine; what is saved is what the user gave.
+        self._as_given = {
+            name: (value, copy.deepcopy(self.__dict__[name]))
+            for name, value in given.items()
+            if not is_personal(name) and self.__dict__[name] is not value
+        }
 
     @classmethod
     def from_grpo_config(cls, args: GRPOConfig) -> "KnapsackGRPOConfig":
         """The same configuration with the knapsack options at their defaults; `args` is not changed."""
         config = copy.copy(args)
         config.__class__ = cls
+        config._as_given = {"generation_batch_size": (None, args.generation_batch_size)}  # else TRL refuses both
         for option in fields(cls):
             if option.name not in args.__dict__:
                 default = option.default_factory() if option.default is MISSING else option.default

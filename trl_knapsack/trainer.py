@@ -29,6 +29,7 @@ from .policies import AllocationPolicy, get_policy
 from .ranks import RankAgreement, all_ranks_or_none
 from .records import RolloutRecord
 from .resume import ResumableRepeatSampler, load_window, save_window, state_digest, window_path
+from .success_state import SuccessStateInfo, find_success_state
 from .tracker import Evidence, SuccessRateTracker
 
 
@@ -145,8 +146,9 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         self.add_callback(RankAgreement(self._shared_by_ranks))
         with all_ranks_or_none():
             if args.success_state_path is not None:
-                self.success_rate_callback.load(args.success_state_path)
-                self._warn_of_foreign_state()
+                path, info = find_success_state(args.success_state_path)
+                self.success_rate_callback.load(path)
+                self._warn_of_foreign_state(info)
         # Without a dataset the environment owns the prompts, and all rows look alike: nothing to allocate.
         self._prompts_are_known = train_dataset is not None
 
@@ -419,14 +421,20 @@ class KnapsackGRPOTrainer(GRPOTrainer):
                 "(success_threshold). Name the function for correctness with success_reward_func to let it decide alone."
             )
 
-    def _warn_of_foreign_state(self) -> None:
+    def _warn_of_foreign_state(self, info: SuccessStateInfo | None) -> None:
         """Success rates that were kept under other keys help nobody, and nothing else would show it."""
+        differences = [] if info is None else info.differences(self.args)
+        if differences:
+            logger.warning(
+                f"The success rates in {self.args.success_state_path} were kept otherwise: {'; '.join(differences)}."
+            )
         if not hasattr(self.train_dataset, "__len__"):
             return
         rows = [self.train_dataset[i] for i in range(min(100, len(self.train_dataset)))]
         if not any(prompt_key(row, self.args.prompt_id_column) in self.success_tracker for row in rows):
+            kept_of = "" if info is None else f", which are of {info.dataset_name}, split {info.dataset_train_split}"
             logger.warning(
-                f"None of the first {len(rows)} prompts is known in {self.args.success_state_path}; is it of this "
+                f"None of the first {len(rows)} prompts is known in {self.args.success_state_path}{kept_of}; is it of this "
                 f"dataset, and with the same prompt_id_column ({self.args.prompt_id_column})?"
             )
 

@@ -1,0 +1,88 @@
+"""Names and files on the Hugging Face Hub, and what goes wrong with them, in a sentence."""
+
+import os
+import re
+
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+
+# "owner/name", or "owner/name@revision"
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_FILE_ENDINGS = (".yaml", ".yml", ".json", ".npz")
+
+
+def is_repository(name: str) -> bool:
+    """Whether `name` can be a repository of the Hub: `owner/name`, or `owner/name@revision`, and nothing local."""
+    return (
+        _REPOSITORY.fullmatch(name) is not None
+        and not name.lower().endswith(_FILE_ENDINGS)
+        and name.split("/")[0] not in (".", "..")
+        and not os.path.exists(name)
+    )
+
+
+def download_file(name: str, file: str, *, revision: str | None = None, **download) -> str:
+    """
+    Local path of a file of a repository, from the cache or the Hub.
+
+    Args:
+        name (`str`): `owner/name`, or `owner/name@revision`.
+        file (`str`): Its name there.
+        revision (`str`, *optional*): Branch, tag or commit; the one in `name` counts for more.
+        download: Further arguments of [`~huggingface_hub.hf_hub_download`].
+
+    Raises:
+        `OSError`: in one sentence that says what to do.
+    """
+    repo_id, _, in_name = name.partition("@")
+    revision = in_name or revision
+    with hub_errors(repo_id, file, revision):
+        return hf_hub_download(repo_id, file, revision=revision, library_name="trl_knapsack", **download)
+
+
+class hub_errors:  # noqa: N801, a context manager
+    """What went wrong with the Hub, as an `OSError` of one sentence."""
+
+    def __init__(self, repo_id: str, file: str | None = None, revision: str | None = None):
+        self.repo_id, self.file, self.revision = repo_id, file, revision
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if not isinstance(error, Exception):
+            return
+        repo_id, at = self.repo_id, f" at revision {self.revision}" if self.revision else ""
+        if isinstance(error, RepositoryNotFoundError):
+            message = (
+                f"{repo_id} was not found at {constants.ENDPOINT}; correct the name, or log in with `hf auth login` if it "
+                "is private."
+            )
+        elif isinstance(error, RevisionNotFoundError):
+            message = f"{repo_id} has no revision {self.revision!r}; name a branch, a tag or a commit of it."
+        elif isinstance(error, LocalEntryNotFoundError):
+            why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} can't be reached"
+            message = (
+                f"{self.file} of {repo_id}{at} is not in the cache, and {why}; connect once to download it, or give a "
+                "local file."
+            )
+        elif isinstance(error, EntryNotFoundError):
+            message = f"{repo_id}{at} has no {self.file}; name a repository that trl_knapsack published."
+        elif isinstance(error, HFValidationError):
+            message = f"{repo_id} is no name of a repository on the Hub: {error}"
+        elif type(error).__module__.split(".")[0].startswith("httpx") and not isinstance(error, HfHubHTTPError):
+            message = f"{constants.ENDPOINT} can't be reached ({error}); check your connection."
+        elif isinstance(error, HfHubHTTPError):
+            message = f"The Hub refused: {' '.join(str(error).split())}"
+        else:
+            return
+        missing = isinstance(error, RepositoryNotFoundError | RevisionNotFoundError | EntryNotFoundError)
+        raise (FileNotFoundError if missing else OSError)(message) from error
