@@ -173,6 +173,17 @@ def test_two_ranks_go_on_as_if_they_had_not_stopped(runs, name):
     assert len({tuple(record["counts"]) for record in seen[f"{name}.resumed"][0]["records"]}) > 1
 
 
+@ALL_PROCESSES
+@pytest.mark.parametrize("name", ["every_step", "windows"])
+def test_one_history_of_all_ranks(runs, name):
+    _, out, seen = runs
+    written = [
+        json.loads(line) for line in (out / f"{name}.budgets" / "knapsack_records.jsonl").read_text().splitlines()
+    ]
+    records = [{"keys": batch["keys"], "counts": batch["counts"]} for batch in written]
+    assert records == seen[f"{name}.budgets"][0]["records"]
+
+
 # ------------------------------------------------------------------------------------------- a rank that goes astray
 
 
