@@ -1,24 +1,27 @@
 """What the pages say is what the code does."""
 
-import contextlib
-import io
 import re
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+import datasets
 import pytest
+import tiny_chat
+from snippets import ROOT, blocks, check_command, commands, math_problems, run_python
 from test_records import record_by_hand
 from trl import GRPOConfig
 
 from trl_knapsack import KnapsackGRPOConfig
 
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for link in re.findall(r"\]\(([^)]+)\)", text):
@@ -32,21 +35,52 @@ def test_links_lead_somewhere(page):
             assert anchor in {re.sub(r"[^\w\- ]", "", h).lower().replace(" ", "-") for h in headings}, link
 
 
-def test_the_allocator_snippet_prints_what_the_readme_says():
-    (block,) = (b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "import allocate" in b)
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(block, {})
-    assert printed.getvalue().strip() == re.search(r"# (\[.*\])", block)[1]
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """What the pages take for granted: a clone of the repository, in which the bundled example ran."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("examples", "benchmarks", "trl_knapsack"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
 
 
-def test_python_snippets_are_python():
-    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
-        compile(block, "README.md", "exec")
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory) -> str:
+    return tiny_chat.save_model(tmp_path_factory.mktemp("chat_model"))
 
 
-def test_every_option_is_in_the_readme_with_its_default():
-    said = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", README.split("## Options")[1], re.MULTILINE))
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name)
+def test_python_snippets_run_in_their_order(page, clone, chat_model, monkeypatch):
+    monkeypatch.chdir(clone)
+    monkeypatch.setattr(datasets, "load_dataset", math_problems)
+    namespace = {"__name__": "__main__"}
+    for code, printed in blocks(page, "python"):
+        text = run_python(code, namespace, chat_model)
+        assert not printed or text.strip() == printed.strip()
+
+
+def test_the_script_of_the_migration_runs_before_and_after(clone, chat_model, monkeypatch):
+    monkeypatch.chdir(clone)
+    monkeypatch.setattr(datasets, "load_dataset", math_problems)
+    ((diff, _),) = blocks(ROOT / "docs" / "migrating.md", "diff")
+    for without in "+-":
+        namespace = {}
+        run_python("\n".join(line[1:] for line in diff.splitlines() if line[0] != without), namespace, chat_model)
+        assert type(namespace["trainer"]).__name__ == {"+": "GRPOTrainer", "-": "KnapsackGRPOTrainer"}[without]
+        assert namespace["trainer"].state.global_step == 1
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")], ids=name)
+def test_commands_exist_with_their_flags(page, clone, monkeypatch):
+    monkeypatch.chdir(clone)
+    for block, _ in blocks(page, "bash"):
+        for words in commands(block):
+            check_command(words)
+
+
+def test_every_option_is_described_with_its_default():
+    page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8").split("Two of TRL's options")[0]
+    said = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", page, re.MULTILINE))
     own = {f.name: f for f in fields(KnapsackGRPOConfig) if f.name not in {g.name for g in fields(GRPOConfig)}}
     assert said.keys() == own.keys()
     for name, field in own.items():

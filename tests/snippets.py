@@ -1,0 +1,143 @@
+"""What a reader of the pages would type: Python run for real, commands run or checked by the programs' own parsers."""
+
+import contextlib
+import io
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import tiny_chat
+
+
+ROOT = Path(__file__).parent.parent
+
+# Programs that this package neither brings nor needs; their flags are not checked.
+OTHERS = {"git", "hf", "lighteval", "lm_eval", "vllm", "tensorboard", "jupyter", "scancel", "sbatch", "ls", "cat"}
+
+
+def blocks(page: Path, language: str) -> list[tuple[str, str | None]]:
+    """Code of each block in a language, and the ```txt block right after it, which is what it prints."""
+    fences = rf"^```{language}\n(.*?)^```$(?:\n\n```txt\n(.*?)```)?"
+    return re.findall(fences, page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+# ---------------------------------------------------------------------------------------------------------- Python
+
+
+def run_python(code: str, namespace: dict, model: str) -> str:
+    """
+    Run a block as it stands, but for what a machine without GPU and network has not: a tiny model and one short step.
+
+    A comment behind a `print` says what it prints. Returns what the other ones print.
+    """
+    code = re.sub(r'"Qwen/[\w.-]+"', repr(model), code)
+    code = re.sub(r"\b((?:Knapsack)?GRPOConfig)\(", r"_short(\1)(", code)
+    lines, rest = code.splitlines(), io.StringIO()
+
+    def checked_print(*args, **kwargs):
+        text = io.StringIO()
+        print(*args, **{"file": text, **kwargs})
+        line = lines[sys._getframe(1).f_lineno - 1]
+        if "print(" in line and "  # " in line:
+            assert text.getvalue().strip() in line.rpartition("  # ")[2], (line, text.getvalue())
+        else:
+            rest.write(text.getvalue())
+
+    namespace |= {"print": checked_print, "_short": short}
+    exec(compile(code, "a snippet", "exec"), namespace)
+    return rest.getvalue()
+
+
+def short(config_class: type):
+    """The configuration, for one step of a tiny model on a CPU."""
+    changes = dict(
+        per_device_train_batch_size=16,
+        gradient_accumulation_steps=1,
+        max_completion_length=4,
+        max_steps=1,
+        use_vllm=False,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    return lambda *args, **kwargs: config_class(*args, **{**kwargs, **changes})
+
+
+def math_problems(*args, **kwargs) -> datasets.Dataset:
+    """In place of a dataset of the Hub."""
+    return tiny_chat.prompts(16, solution=["$1$"] * 16)
+
+
+# -------------------------------------------------------------------------------------------------------- commands
+
+
+def commands(block: str) -> list[list[str]]:
+    """The words of each command; settings of the environment before it are left out."""
+    lines = block.replace("\\\n", " ").splitlines()
+    split = [shlex.split(line, comments=True) for line in lines]
+    return [
+        words[next(i for i, word in enumerate(words) if not re.match(r"[A-Z_]+=", word)) :] for words in split if words
+    ]
+
+
+def check_command(words: list[str]) -> None:
+    """Whether the command exists with these flags; those of `trl-knapsack` that need no model are run."""
+    program, *arguments = words
+    if program in OTHERS:
+        return
+    if program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert {word for word in arguments if "=" not in word} <= set(targets), words
+    elif program == "pip":
+        extras = re.findall(r'^    "(\w+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE)
+        for asked in re.findall(r"\[([\w,]+)\]", " ".join(arguments)):
+            assert set(asked.split(",")) <= {*extras, "dev"}, words
+    elif program == "accelerate":
+        from accelerate.commands.launch import launch_command_parser
+
+        assert arguments[0] == "launch", words
+        launch = launch_command_parser().parse_args(arguments[1:])
+        assert launch.config_file is None or (ROOT / launch.config_file).is_file(), words
+        check_script(launch.training_script, launch.training_script_args)
+    elif program == "python" and arguments[:2] == ["-m", "torch.distributed.run"]:
+        from torch.distributed.run import get_args_parser
+
+        launch = get_args_parser().parse_args(arguments[2:])
+        check_script(launch.training_script, launch.training_script_args)
+    elif program == "python":
+        check_script(arguments[0], arguments[1:])
+    else:
+        pytest.fail(f"{shlex.join(words)}: no rule for {program}; add one here.")
+
+
+def check_script(script: str, arguments: list[str]) -> None:
+    """Whether the script is there, and its help names each flag. `train.py` stands for the reader's own."""
+    if script == "train.py":
+        return
+    assert (ROOT / script).is_file(), script
+    flags = {word.split("=")[0] for word in arguments if word.startswith("--")}
+    if flags:
+        text = help_of(script)
+        missing = {flag for flag in flags if not re.search(rf"{flag}(?![\w-])", text)}
+        assert not missing, (script, missing)
+
+
+_HELP: dict[str, str] = {}
+
+
+def help_of(script: str) -> str:
+    if script not in _HELP:
+        text, argv = io.StringIO(), sys.argv
+        sys.argv = [script, "--help"]
+        try:
+            with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+                runpy.run_path(str(ROOT / script), run_name="__main__")
+        finally:
+            sys.argv = argv
+        _HELP[script] = text.getvalue()
+    return _HELP[script]
