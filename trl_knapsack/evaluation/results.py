@@ -128,8 +128,8 @@ class EvaluationResults(Sequence[ProblemResult]):
                 completions for, and that number itself.
 
         Returns:
-            `dict[str, np.ndarray]`: `"avg@n"`, then `"pass@k"` and `"maj@k"` for each k, each of shape `(P,)`. `n` is
-            the smallest number of completions of a problem; all of a problem's completions are used.
+            `dict[str, np.ndarray]`: `"avg@n"`, then `"pass@k"` for each k and `"maj@k"` for each k above 2, of
+            shape `(P,)`. `n` is the smallest number of completions of a problem; all of a problem's completions are used.
 
         Raises:
             `ValueError`: if there are no problems, one has no completion with a reward, or a k is too large.
@@ -149,7 +149,8 @@ class EvaluationResults(Sequence[ProblemResult]):
         scores = {f"avg@{least}": c / n}
         scores |= {f"pass@{k}": pass_at_k(n, c, k) for k in ks}
         if all(problem.answers is not None for problem in self.problems):
-            scores |= {f"maj@{k}": np.array([problem.majority_at_k(k) for problem in self.problems]) for k in ks}
+            # Two votes are a tie or agree, so maj@2 is avg@2, as is maj@1.
+            scores |= {f"maj@{k}": np.array([p.majority_at_k(k) for p in self.problems]) for k in ks if k > 2}
         return scores
 
     def scored(self) -> "EvaluationResults":

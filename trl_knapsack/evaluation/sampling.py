@@ -26,7 +26,7 @@ def sample_completions(
     temperature: float = 1.0,
     top_p: float = 1.0,
     top_k: int = 0,
-    max_completion_length: int = 256,
+    max_completion_length: int = 512,
     seed: int = 42,
     batch_size: int = 64,
     use_vllm: bool = False,
@@ -50,7 +50,7 @@ def sample_completions(
             0 takes the most likely token each time, for which one completion is enough.
         top_p, top_k (*optional*, default to `1.0` and `0`):
             As in `GRPOConfig`: all tokens. The model's own generation config is not used, except for its end tokens.
-        max_completion_length (`int`, *optional*, defaults to `256`):
+        max_completion_length (`int`, *optional*, defaults to `512`):
             Tokens at most.
         seed (`int`, *optional*, defaults to `42`):
             Seed. The same completions come back for the same batch size, software and machine.

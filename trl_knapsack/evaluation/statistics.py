@@ -52,7 +52,7 @@ def pass_at_k(n, c, k: int):
 
     Example:
         ```python
-        >>> pass_at_k(n=4, c=1, k=2)  # one of the six pairs in two has the right one
+        >>> pass_at_k(n=4, c=1, k=2)  # three of the six pairs hold the right one
         0.5
         ```
     """
@@ -67,10 +67,9 @@ def pass_at_k(n, c, k: int):
         raise ValueError(
             f"c ({c[wrong].flat[0]}) must be within 0 and n ({n[wrong].flat[0]}): it counts the right ones among the n."
         )
-    shape = n.shape
     pairs, index = np.unique(np.stack([n.ravel(), c.ravel()], axis=1), axis=0, return_inverse=True)  # (U, 2), (P,)
     values = np.array([(comb(n, k) - comb(n - c, k)) / comb(n, k) for n, c in pairs.tolist()])  # (U,)
-    return values[index.ravel()].reshape(shape) if shape else float(values[0])
+    return values[index.ravel()].reshape(n.shape) if n.ndim else float(values[0])
 
 
 def majority_at_k(votes: Sequence[int], success: Sequence[float], k: int, abstentions: int = 0) -> float:
