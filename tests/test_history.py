@@ -26,11 +26,12 @@ def lines(path):
 
 def test_a_batch_by_hand(tmp_path):
     writer = HistoryWriter(tmp_path / "new" / FILE)
-    writer.append(record_by_hand(), step=3, epoch=0.25)
-    writer.append(record_by_hand(), step=4, epoch=0.5)
+    writer.append(record_by_hand(), step=3, epoch=0.25, allocation="posterior")
+    writer.append(record_by_hand(), step=4, epoch=0.5, allocation="posterior")
     assert lines(tmp_path / "new")[0] == {
         "step": 3,
         "epoch": 0.25,
+        "allocation": "posterior",
         "rank_imbalance": 1.5,
         "keys": ["a", "b", "c", "d", "e"],
         "counts": [2, 6, 10, 3, 4],
@@ -48,6 +49,7 @@ def test_a_batch_by_hand(tmp_path):
     assert len(history) == 2
     assert history.step.tolist() == [3, 4]
     assert history.epoch.tolist() == [0.25, 0.5]
+    assert history.allocation.tolist() == ["posterior", "posterior"]
     assert history.solver_seconds.tolist() == [0.25, 0.25]
     assert history.keys == ("a", "b", "c", "d", "e")
     assert history.batch.tolist() == [0] * 5 + [1] * 5
@@ -60,6 +62,23 @@ def test_a_batch_by_hand(tmp_path):
     assert history.effective_gradient_ratio == pytest.approx([12 / 25] * 2)
     assert history.mixed_prompts == pytest.approx([2 / 5] * 2)
     assert history.per_prompt(history.tokens).tolist() == [4, 12, 20, 6, 8]
+
+
+def test_visits_of_each_prompt(tmp_path):
+    """Two rows of one key in a batch are one visit, a visit without a score is none."""
+    writer = HistoryWriter(tmp_path / FILE)
+    twice = replace(record_by_hand(), keys=("a", "b", "a", "d", "e"))
+    for step, record in enumerate((record_by_hand(), twice, record_by_hand()), 1):
+        writer.append(record, step, 0.0, "posterior")
+    visits = RolloutHistory.load(tmp_path).by_visit
+    keys = [["a", "b", "c", "d", "e"][i] for i in visits["prompt"]]
+    #                                   a: once, rows 1 and 3, once          b         c       e
+    assert keys == ["a"] * 3 + ["b"] * 3 + ["c"] * 2 + ["e"] * 3
+    assert visits["batch"].tolist() == [0, 1, 2] + [0, 1, 2] + [0, 2] + [0, 1, 2]
+    assert visits["counts"].tolist() == [2, 12, 2] + [6] * 3 + [10] * 2 + [4] * 3
+    assert visits["success_rate"] == pytest.approx([1, 3 / 12, 1] + [0] * 3 + [0.1] * 2 + [0.5] * 3)
+    assert visits["first"].tolist() == [True, False, False] * 2 + [True, False] + [True, False, False]
+    assert visits["last"].tolist() == [False, False, True] * 2 + [False, True] + [False, False, True]
 
 
 def test_a_run_is_written_down_as_it_was(model, tmp_path):
@@ -83,6 +102,7 @@ def test_a_run_is_written_down_as_it_was(model, tmp_path):
     ):
         assert ours == pytest.approx([entry[f"knapsack/{name}"] for entry in logs])
     assert len(set(history.counts)) > 1
+    assert set(history.allocation) == {"posterior"}
 
 
 @pytest.mark.parametrize(
@@ -122,7 +142,7 @@ def test_a_fresh_run_starts_anew_and_keeps_the_last(model, tmp_path):
 def test_a_torn_last_line_is_left_out(tmp_path):
     writer = HistoryWriter(tmp_path / FILE)
     for step in (1, 2, 3):
-        writer.append(record_by_hand(), step, 0.0)
+        writer.append(record_by_hand(), step, 0.0, "paper")
     whole = (tmp_path / FILE).read_bytes()
     two = len(b"".join(whole.splitlines(keepends=True)[:2]))
     for length in (two + 1, two + 100, len(whole) - 1):
@@ -130,12 +150,13 @@ def test_a_torn_last_line_is_left_out(tmp_path):
         assert RolloutHistory.load(tmp_path).step.tolist() == [1, 2]
     (tmp_path / FILE).write_bytes(b"")
     assert len(RolloutHistory.load(tmp_path)) == len(RolloutHistory.load(tmp_path).counts) == 0
+    assert {len(values) for values in RolloutHistory.load(tmp_path).by_visit.values()} == {0}
 
 
 def test_a_file_that_is_no_history_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{FILE} does not exist; name the output_dir"):
         RolloutHistory.load(tmp_path)
-    HistoryWriter(tmp_path / FILE).append(record_by_hand(), 1, 0.0)
+    HistoryWriter(tmp_path / FILE).append(record_by_hand(), 1, 0.0, "paper")
     good = (tmp_path / FILE).read_text()
     batch = json.loads(good)
     for bad, message in (
@@ -161,5 +182,5 @@ def test_a_history_that_can_not_be_written_does_not_stop_the_run(model, tmp_path
 
 def test_rewards_without_end_are_still_json(tmp_path):
     record = replace(record_by_hand(), mean_reward=np.array([np.inf, -np.inf, np.nan, 1e30, 0.0]))
-    HistoryWriter(tmp_path / FILE).append(record, 1, 0.0)
+    HistoryWriter(tmp_path / FILE).append(record, 1, 0.0, "paper")
     assert lines(tmp_path)[0]["mean_reward"] == [None, None, None, 1e30, 0.0]

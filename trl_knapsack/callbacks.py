@@ -28,14 +28,16 @@ class SuccessRateCallback(TrainerCallback):
         tracker ([`SuccessRateTracker`]): The tracker to feed.
         run_folder (`Callable[[], str]`): Where the run that is under way keeps its checkpoints; a hyperparameter search
             has a folder for each trial.
+        allocation (`str`): Name of the policy that shares the rollouts out, to be written down.
 
     Attributes:
         last_record ([`RolloutRecord`] or `None`): The newest generation batch: what was decided, and what came of it.
     """
 
-    def __init__(self, tracker: SuccessRateTracker, run_folder: Callable[[], str]):
+    def __init__(self, tracker: SuccessRateTracker, run_folder: Callable[[], str], allocation: str):
         self.tracker = tracker
         self.run_folder = run_folder
+        self.allocation = allocation
         self.last_record: RolloutRecord | None = None
         self._pending: list[RolloutRecord] = []
         self._history: HistoryWriter | None = None  # on the main process, while it can write
@@ -72,7 +74,9 @@ class SuccessRateCallback(TrainerCallback):
                 tokens=record.tokens,
             )
         for record in self._pending:
-            self._write(lambda history, record=record: history.append(record, step, state.epoch or 0.0))
+            self._write(
+                lambda history, record=record: history.append(record, step, state.epoch or 0.0, self.allocation)
+            )
         self._pending.clear()
 
     def _write(self, write: Callable[[HistoryWriter], None]) -> None:

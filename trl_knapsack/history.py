@@ -16,7 +16,13 @@ from .records import RolloutRecord
 
 HISTORY_FILE = "knapsack_records.jsonl"
 
-_PER_BATCH = {"step": np.int64, "epoch": np.float64, "solver_seconds": np.float64, "rank_imbalance": np.float64}
+_PER_BATCH = {
+    "step": np.int64,
+    "epoch": np.float64,
+    "allocation": np.str_,
+    "solver_seconds": np.float64,
+    "rank_imbalance": np.float64,
+}
 _PER_PROMPT = {
     "counts": np.int64,
     "successes": np.int64,
@@ -39,6 +45,7 @@ class RolloutHistory:
     Attributes:
         step (`(T,)`, int64): Optimizer step in which a batch was generated, from 1. Steps may share a batch.
         epoch (`(T,)`): Passes over the dataset when it was recorded.
+        allocation (`(T,)`, str): Name of the policy that shared the rollouts out.
         solver_seconds (`(T,)`): Time that the allocation took.
         rank_imbalance (`(T,)`): Completion tokens of the rank that generated most, over the mean of the ranks.
         keys (`tuple[str, ...]` of length `K`): Keys of all prompts, in the order of their first visit.
@@ -67,6 +74,7 @@ class RolloutHistory:
 
     step: np.ndarray
     epoch: np.ndarray
+    allocation: np.ndarray
     solver_seconds: np.ndarray
     rank_imbalance: np.ndarray
     keys: tuple[str, ...]
@@ -113,6 +121,24 @@ class RolloutHistory:
     def per_prompt(self, values: np.ndarray) -> np.ndarray:
         """Sum over the groups of each prompt: `(N,) -> (K,)`."""
         return np.bincount(self.prompt, weights=values, minlength=len(self.keys))
+
+    @cached_property
+    def by_visit(self) -> dict[str, np.ndarray]:
+        """
+        One row per visit of a prompt with a scored rollout: two groups of a prompt in one batch are one visit, and a
+        prompt's visits lie one after the other. `(V,)` each: `prompt`, `batch`, `counts`, `successes`, `trials`,
+        `success_rate`, and `first` and `last`, true at a prompt's first and last visit.
+        """
+        groups = np.flatnonzero(self.trials > 0)
+        visit, slot = np.unique(self.prompt[groups] * len(self) + self.batch[groups], return_inverse=True)
+        rows = {"prompt": visit // max(len(self), 1), "batch": visit % max(len(self), 1)}
+        for name in ("counts", "successes", "trials"):
+            rows[name] = np.bincount(slot, weights=getattr(self, name)[groups], minlength=len(visit))
+        rows["success_rate"] = rows["successes"] / rows["trials"]
+        changes = rows["prompt"][1:] != rows["prompt"][:-1]
+        rows["first"] = np.concatenate([[True], changes])[: len(visit)]
+        rows["last"] = np.concatenate([changes, [True]])[: len(visit)]
+        return rows
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "RolloutHistory":
@@ -179,8 +205,8 @@ class HistoryWriter:
         keep = max((end for end, batch in _read(self.path, {}) if batch["step"] <= step), default=0)
         os.truncate(self.path, keep)
 
-    def append(self, record: RolloutRecord, step: int, epoch: float) -> None:
-        """Write a batch that was generated in optimizer step `step`."""
+    def append(self, record: RolloutRecord, step: int, epoch: float, allocation: str) -> None:
+        """Write a batch that was generated in optimizer step `step` with the policy named `allocation`."""
         evidence = record.evidence
         arrays = {
             "counts": record.allocation.counts,
@@ -197,6 +223,7 @@ class HistoryWriter:
         line = {
             "step": step,
             "epoch": round(epoch, 6),
+            "allocation": allocation,
             "solver_seconds": round(record.solver_seconds, 6),
             "rank_imbalance": round(float(record.rank_imbalance), 6),
             "keys": record.keys,
@@ -232,6 +259,7 @@ def _read(file: Path, index: dict[str, int]) -> Iterator[tuple[int, dict[str, An
 
 
 def _arrays_of(line: dict[str, Any], index: dict[str, int]) -> dict[str, Any]:
+    line = {"allocation": ""} | line  # not vital
     arrays = {name: dtype(line[name]) for name, dtype in _PER_BATCH.items()}
     arrays["prompt"] = np.array([index.setdefault(key, len(index)) for key in line["keys"]], dtype=np.int64)
     for name, dtype in _PER_PROMPT.items():

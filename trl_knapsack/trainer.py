@@ -140,7 +140,10 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         self.allocation_policy = allocation_policy or get_policy(args.allocation)
         self.success_func = success_func
         self.success_tracker = SuccessRateTracker(args.success_prior, args.success_decay)
-        self.success_rate_callback = SuccessRateCallback(self.success_tracker, self._run_folder)
+        name = args.allocation
+        if allocation_policy is not None:  # a function has a name of its own
+            name = getattr(allocation_policy, "__name__", type(allocation_policy).__name__)
+        self.success_rate_callback = SuccessRateCallback(self.success_tracker, self._run_folder, name)
         self.add_callback(self.success_rate_callback)
         self._check_success_rule()
         self.add_callback(RankAgreement(self._shared_by_ranks))
