@@ -38,6 +38,7 @@ setup(
     packages=find_packages(include=["trl_knapsack", "trl_knapsack.*"]),
     # the folders of metrics are no packages: evaluate.load opens their scripts by path
     package_data={"trl_knapsack": ["py.typed"], "trl_knapsack.evaluation.metrics": ["*/*"]},
+    entry_points={"console_scripts": ["trl-knapsack = trl_knapsack.cli:main"]},
     python_requires=">=3.11",
     # torch is left to trl and accelerate; constraints.txt names the tested versions.
     install_requires=[
@@ -50,6 +51,7 @@ setup(
         "numpy>=2",
         "scipy",
         "evaluate",
+        "rich",
     ],
     extras_require=EXTRAS,
     classifiers=[
