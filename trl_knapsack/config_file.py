@@ -41,7 +41,7 @@ _SAFE_MODEL_KWARGS = {
 }
 _RUNS_CODE = {"trust_remote_code", "custom_generate", "code_revision", "weights_only", "use_kernels", "kernel_config"}
 
-_SECRET_NAME = re.compile(r"(^|_)(token|secret|password|passwd|api_?key|access_?key)$", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"(^|[_.])(token|secret|password|passwd|api_?key|access_?key)$", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bghp_[A-Za-z0-9]{20,}")
 
 

@@ -60,6 +60,8 @@ class hub_errors:  # noqa: N801, a context manager
     def __exit__(self, kind, error, traceback):
         if not isinstance(error, Exception):
             return
+        if isinstance(error.__cause__, HfHubHTTPError):  # with `force_download`
+            error = error.__cause__
         repo_id, at = self.repo_id, f" at revision {self.revision}" if self.revision else ""
         if isinstance(error, RepositoryNotFoundError):
             message = (

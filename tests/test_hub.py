@@ -1,0 +1,596 @@
+"""Configurations and success rates on the Hub: the real client against a Hub on loopback."""
+
+import json
+import os
+import random
+import string
+import subprocess
+import sys
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import tiny
+import yaml
+from huggingface_hub import ModelCard, constants
+from loopback_hub import TOKEN, LoopbackHub
+from trl import GRPOConfig, ModelConfig, ScriptArguments, TrlParser
+
+from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer, SuccessRateTracker
+from trl_knapsack.hub import resolve_config_argument
+
+
+CPU = {"use_cpu": True, "bf16": False}  # what a machine without a GPU must say of any configuration
+RECIPE = {
+    "allocation": "filter",
+    "num_generations": 4,
+    "max_generations": 16,
+    "success_prior": [1.0, 1.5],
+    "learning_rate": 1e-6 / 3,
+    "lr_scheduler_type": "cosine",
+    "generation_batch_size": 32,
+    "model_init_kwargs": {"dtype": "bfloat16"},
+    "bf16": False,
+}
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The client of this process, connected to a Hub on loopback, logged in, with an empty cache."""
+    with LoopbackHub() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.endpoint)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub
+
+
+def config(**options) -> KnapsackGRPOConfig:
+    return KnapsackGRPOConfig(**{"output_dir": "out", "use_cpu": True, **RECIPE, **options})
+
+
+def differences(a, b) -> dict:
+    return {
+        f.name: (getattr(a, f.name), getattr(b, f.name)) for f in fields(a) if getattr(a, f.name) != getattr(b, f.name)
+    }
+
+
+# -------------------------------------------------------------------------------------------------- there and back
+
+
+def test_pushed_and_read_again(hub):
+    url = config().push_config_to_hub("me/recipe", commit_message="a first recipe")
+    (sha,) = [sha for sha, message in hub.messages.items() if message == "a first recipe"]
+    assert url == f"{hub.endpoint}/me/recipe/commit/{sha}"
+    assert set(hub.files("me/recipe")) == {"knapsack_config.yaml", "README.md"}
+    assert yaml.safe_load(hub.files("me/recipe")["knapsack_config.yaml"]) == RECIPE
+    again = KnapsackGRPOConfig.from_pretrained("me/recipe", output_dir="out", use_cpu=True)
+    assert differences(config(), again) == {}
+    other = KnapsackGRPOConfig.from_pretrained("me/recipe", output_dir="out", use_cpu=True, allocation="paper")
+    assert differences(config(), other) == {"allocation": ("filter", "paper")}
+
+
+def test_a_revision(hub):
+    config(max_generations=16).push_config_to_hub("me/recipe")
+    first = hub.repos["me/recipe"]["branches"]["main"]
+    config(max_generations=24).push_config_to_hub("me/recipe")
+    config(max_generations=32).push_config_to_hub("me/recipe", revision="wide")
+    config(max_generations=40).push_config_to_hub("me/recipe", create_pr=True)
+
+    def largest(name="me/recipe", **options):
+        return KnapsackGRPOConfig.from_pretrained(name, use_cpu=True, **options).max_generations
+
+    assert largest() == 24
+    assert largest(revision=first) == 16
+    assert largest(f"me/recipe@{first}") == 16
+    assert largest("me/recipe@wide") == largest(revision="wide") == 32
+    assert largest(revision="refs/pr/1") == 40
+    with pytest.raises(OSError, match="me/recipe has no revision 'narrow'; name a branch"):
+        largest(revision="narrow")
+
+
+def test_what_is_yours_is_not_published(hub, tmp_path, model):
+    mine = config(
+        **{"output_dir": str(tmp_path), "run_name": "mine", "report_to": "tensorboard", "hub_token": "hf_" + "x" * 30},
+        **{"hub_model_id": "me/model", "vllm_server_base_url": "http://10.0.0.1", "success_state_path": str(tmp_path)},
+        **{"push_to_hub": True, "logging_steps": 5},
+    )
+    mine.push_config_to_hub(
+        "me/recipe", script_args=[ScriptArguments(dataset_name=str(tmp_path)), ModelConfig(model_name_or_path=model)]
+    )
+    assert yaml.safe_load(hub.files("me/recipe")["knapsack_config.yaml"]) == {**RECIPE, "logging_steps": 5}
+    for content in hub.files("me/recipe").values():
+        for secret in (str(tmp_path), "hf_xxx", "10.0.0.1", "me/model"):
+            assert secret.encode() not in content
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"model_init_kwargs": {"token": "abc"}}, "model_init_kwargs.token"),
+        ({"model_init_kwargs": '{"api_key": "abc"}'}, "model_init_kwargs.api_key"),
+        ({"optim_args": "key=hf_" + "x" * 34}, "optim_args"),
+    ],
+)
+def test_a_secret_is_refused(hub, options, name):
+    with pytest.raises(ValueError, match=f"{name} looks like a secret"):
+        config(**options).push_config_to_hub("me/recipe")
+    assert hub.requests == []
+
+
+def test_what_yaml_cannot_hold(tmp_path):
+    import torch
+
+    config(model_init_kwargs={"dtype": torch.bfloat16}).save_pretrained(tmp_path)
+    assert KnapsackGRPOConfig.from_pretrained(tmp_path, use_cpu=True).model_init_kwargs == {"dtype": "bfloat16"}
+    with pytest.raises(
+        ValueError, match=r"model_init_kwargs.quantization_config is a object, which a YAML file can't hold"
+    ):
+        config(model_init_kwargs={"quantization_config": object()}).save_pretrained(tmp_path)
+
+
+def values_of(option, rng: random.Random):
+    """A value that a field of this name can have, other than its default; None for what is left alone."""
+    default = option.default_factory() if option.default is MISSING else option.default
+    if option.name in {"auto_find_batch_size", "tf32", "torch_compile", "fp16", "fp16_full_eval", "use_liger_kernel"}:
+        return None  # refused by TRL, or by a machine without a GPU
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, float) and option.name in {
+        "learning_rate",
+        "temperature",
+        "beta",
+        "epsilon",
+        "weight_decay",
+    }:
+        return rng.uniform(1e-9, 1)
+    if option.name in {"seed", "data_seed", "save_total_limit", "max_completion_length", "max_generations"}:
+        return rng.randrange(8, 100_000)
+    if option.name in {"success_reward_func", "prompt_id_column", "optim_args", "vllm_structured_outputs_regex"}:
+        return "".join(rng.choices(string.printable + "äß€ 'no'", k=12))
+    return None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_round_trip_is_exact(tmp_path, seed):
+    rng = random.Random(seed)
+    mine = {"push_to_hub", "do_train", "do_eval", "do_predict", "log_on_each_node", "save_on_each_node", "use_cpu"}
+    mine |= {"trust_remote_code", "hub_always_push", "disable_tqdm", "restore_callback_states_from_checkpoint"}
+    clash = {
+        "load_best_model_at_end",
+        "use_transformers_paged",
+        "batch_eval_metrics",
+        "bf16_full_eval",
+        "use_adaptive_entropy",
+    }
+    options = {
+        option.name: value
+        for option in fields(KnapsackGRPOConfig)
+        if option.name not in mine | clash and rng.random() < 0.5 and (value := values_of(option, rng)) is not None
+    }
+    assert len(options) > 10
+    given = KnapsackGRPOConfig(**{"output_dir": "out", **options, **CPU})
+    given.save_pretrained(tmp_path)
+    assert yaml.safe_load((tmp_path / "knapsack_config.yaml").read_text()) == {**options, "bf16": False}
+    again = KnapsackGRPOConfig.from_pretrained(tmp_path, output_dir="out", use_cpu=True)
+    assert differences(given, again) == {}
+
+
+def test_what_trl_derives_is_not_saved(tmp_path):
+    def saved(args):
+        args.save_pretrained(tmp_path)
+        return yaml.safe_load((tmp_path / "knapsack_config.yaml").read_text())
+
+    assert saved(KnapsackGRPOConfig(output_dir="out", **CPU)) == {"bf16": False}
+    args = KnapsackGRPOConfig(output_dir="out", gradient_accumulation_steps=4, **CPU)
+    assert (args.generation_batch_size, args.steps_per_generation) == (32, 4)
+    assert saved(args) == {"bf16": False, "gradient_accumulation_steps": 4}
+    args.steps_per_generation = 8  # set afterwards
+    assert saved(args)["steps_per_generation"] == 8
+
+    plain = GRPOConfig(output_dir="out", gradient_accumulation_steps=4, beta=0.1, **CPU)
+    KnapsackGRPOConfig.from_grpo_config(plain).save_pretrained(tmp_path)
+    again = KnapsackGRPOConfig.from_pretrained(tmp_path, output_dir="out", use_cpu=True)
+    assert differences(KnapsackGRPOConfig.from_grpo_config(plain), again) == {}
+
+
+def test_trl_reads_the_same_file(tmp_path):
+    script_args = [
+        ScriptArguments(dataset_name="owner/data", dataset_streaming=True),
+        ModelConfig(model_name_or_path="owner/model", use_peft=True, lora_target_modules=["all-linear"]),
+    ]
+    path = config().save_pretrained(tmp_path, script_args)
+    parser = TrlParser((ScriptArguments, KnapsackGRPOConfig, ModelConfig))
+    script, training, model = parser.parse_args_and_config(["--config", path, "--output_dir", "out", "--use_cpu"])
+    assert [script, model] == script_args
+    assert differences(config(), training) == {}
+    assert differences(config(), KnapsackGRPOConfig.from_pretrained(path, output_dir="out", use_cpu=True)) == {}
+
+
+def test_the_recipe_of_the_example():
+    path = Path(__file__).parent.parent / "examples" / "train_math.yaml"
+    args = KnapsackGRPOConfig.from_pretrained(path)
+    assert (args.allocation, args.prompt_id_column, args.learning_rate) == ("posterior", "id", 1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------- what is refused
+
+
+WRONG = [
+    ("min_generations: 2.5", "min_generations in {} must be an integer, but is 2.5; correct it there."),
+    ("min_generations: true", "min_generations in {} must be an integer, but is True; correct it there."),
+    ("min_generations: '2'", "min_generations in {} must be an integer, but is '2'"),
+    ("use_vllm: 1", "use_vllm in {} must be true or false, but is 1"),
+    ("temperature: true", "temperature in {} must be a number, but is True"),
+    ("learning_rate: fast", "learning_rate in {} must be a number, but is 'fast'"),
+    ("success_prior: 0.5", "success_prior in {} must be a list, each of it a number, but is 0.5"),
+    ("success_prior: [0.5, half]", "success_prior in {} must be a list, each of it a number, but is [0.5, 'half']"),
+    ("prompt_id_column: 3", "prompt_id_column in {} must be a text or null, but is 3"),
+    ("num_generations_eval: x", "num_generations_eval in {} must be an integer or null, but is 'x'"),
+    ("model_init_kwargs: [1]", "model_init_kwargs in {} must be a mapping or a text or null, but is [1]"),
+    ("generation_kwargs: '{{x'", "generation_kwargs in {} must be a mapping, but is '{{x'"),
+    ("allocation: best", "allocation in {} must be one of 'posterior', 'paper', 'filter', 'uniform', but is 'best'"),
+    ("save_strategy: no", "but is False; quote a word such as no or off, which YAML reads as false."),
+    ("optim: adam", "optim in {} must be one of 'adamw_torch', "),
+    ("optim_target_modules: [a, 1]", "optim_target_modules in {} must be null or a text or a list"),
+    ("dtype: float64", "dtype in {} must be one of 'auto', 'bfloat16', 'float16', 'float32', but is 'float64'"),
+    ("max_generation: 3", "'max_generation' in {} is no field of KnapsackGRPOConfig, ScriptArguments, ModelConfig; did you mean 'max_generations'?"),
+    ("a_field_of_tomorrow: 3", "ModelConfig; remove it, or install a TRL that has it"),
+    ("1: 3", "1 in {} is no field of"),
+    ("env: {{LD_PRELOAD: x.so}}", "env in {} sets environment variables"),
+    ("min_generations: 9", "min_generations (9) must be at most num_generations (8)"),
+    ("- allocation", "{} holds a list, but must hold a mapping"),
+    ("allocation: [", "{} is not plain YAML"),
+    ("a: &a [1]\nb: *a", "{} is not plain YAML: aliases are not allowed"),
+    ("seed: " + "[" * 5000, "{} is not plain YAML"),
+    ("allocation: posterior #" + "x" * 70_000, "bytes, but a configuration has at most 65536"),
+    ("!!python/object/apply:os.system ['touch {touched}']", "{} is not plain YAML: could not determine a constructor"),
+    ("seed: !!python/object/new:os.system ['touch {touched}']", "{} is not plain YAML: could not determine a constructor"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("from_hub", [False, True], ids=["a file", "the Hub"])
+def test_what_is_wrong_is_named(hub, tmp_path, from_hub):
+    for content, message in WRONG:
+        content = content.format(touched=tmp_path / "touched")
+        if from_hub:
+            hub.put("me/wrong", knapsack_config__yaml=content)
+            name, source = "me/wrong", "knapsack_config.yaml of me/wrong"
+        else:
+            name = source = str(tmp_path / "wrong.yaml")
+            Path(name).write_text(content)
+        with pytest.raises(ValueError) as error:
+            KnapsackGRPOConfig.from_pretrained(name, **CPU)
+        assert message.format(source) in str(error.value)
+    assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ("output_dir: /root", "output_dir"),
+        ("hub_token: x", "hub_token"),
+        ("push_to_hub: true", "push_to_hub"),
+        ("log_completions_hub_repo: them/completions", "log_completions_hub_repo"),
+        ("report_to: wandb", "report_to"),
+        ("vllm_server_base_url: http://them", "vllm_server_base_url"),
+        ("resume_from_checkpoint: them", "resume_from_checkpoint"),
+        ("deepspeed: ds.json", "deepspeed"),
+        ("trust_remote_code: true", "trust_remote_code"),
+        ("attn_implementation: them/kernel", "attn_implementation"),
+        ("model_init_kwargs: {trust_remote_code: true}", "model_init_kwargs.trust_remote_code"),
+        ("model_init_kwargs: '{\"trust_remote_code\": true}'", "model_init_kwargs.trust_remote_code"),
+        ("model_init_kwargs: {attn_implementation: them/kernel}", "model_init_kwargs.attn_implementation"),
+        ("model_init_kwargs: {weights_only: false}", "model_init_kwargs.weights_only"),
+        ("model_init_kwargs: {device_map: auto}", "model_init_kwargs.device_map"),
+        ("generation_kwargs: {custom_generate: them/code}", "generation_kwargs.custom_generate"),
+        ("generation_kwargs: {a: [{trust_remote_code: true}]}", "generation_kwargs.a.trust_remote_code"),
+    ],
+)
+def test_a_stranger_decides_nothing_of_this_machine(hub, content, name):
+    hub.put("them/theirs", knapsack_config__yaml=content)
+    with pytest.raises(ValueError) as error:
+        KnapsackGRPOConfig.from_pretrained("them/theirs", **CPU)
+    assert str(error.value).startswith(f"{name} (")
+    assert "in knapsack_config.yaml of them/theirs is not for a configuration from the Hub to set" in str(error.value)
+
+
+def test_yaml_reads_some_numbers_as_text(tmp_path):
+    (tmp_path / "knapsack_config.yaml").write_text("learning_rate: 1e-6\nnum_train_epochs: 2\nbeta: 1\n")
+    args = KnapsackGRPOConfig.from_pretrained(tmp_path, **CPU)
+    assert (args.learning_rate, args.num_train_epochs, args.beta) == (1e-6, 2, 1)
+
+
+# ------------------------------------------------------------------------------------------------ what can't be reached
+
+
+def load(name="me/recipe", **options):
+    return KnapsackGRPOConfig.from_pretrained(name, use_cpu=True, **options)
+
+
+def test_what_is_not_there(hub, tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"me/recipe was not found at http://127.*; correct the name, or log in"
+    ):
+        load()
+    hub.put("me/model", config__json="{}")
+    with pytest.raises(FileNotFoundError, match=r"me/model has no knapsack_config.yaml; name a repository that"):
+        load("me/model")
+    with pytest.raises(
+        FileNotFoundError, match=r"recipes/mine.yaml is no file and no folder, and no name of a repository"
+    ):
+        load("recipes/mine.yaml")
+    with pytest.raises(
+        FileNotFoundError, match=r"has no knapsack_config.yaml; save one there with config.save_pretrained"
+    ):
+        load(tmp_path)
+    with pytest.raises(TypeError, match="max_generation"):
+        config().save_pretrained(tmp_path)
+        load(tmp_path, max_generation=3)
+
+
+def test_a_private_repository(hub, monkeypatch):
+    config().push_config_to_hub("me/recipe", private=True)
+    assert load().allocation == "filter"
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "nowhere")
+    with pytest.raises(
+        FileNotFoundError, match=r"me/recipe was not found at .*log in with `hf auth login` if it is private"
+    ):
+        load(force_download=True)
+    assert load(token=TOKEN, force_download=True).allocation == "filter"
+    with pytest.raises(OSError, match=r"The Hub refused: .*401"):
+        config().push_config_to_hub("me/other")
+    with pytest.raises(OSError, match=r"The Hub refused: .*401"):
+        config().push_config_to_hub("me/other", token="hf_wrong")
+
+
+def test_without_a_network(hub, monkeypatch, tmp_path):
+    config().push_config_to_hub("me/recipe")
+    load()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    asked = len(hub.requests)
+    assert load().allocation == "filter"
+    assert load(local_files_only=True).allocation == "filter"
+    with pytest.raises(
+        FileNotFoundError,
+        match="knapsack_config.yaml of me/other is not in the cache, and HF_HUB_OFFLINE is set; connect once to download it, "
+        "or give a local file.",
+    ):
+        load("me/other")
+    with pytest.raises(FileNotFoundError, match="is not in the cache"):
+        load(cache_dir=tmp_path / "another")
+    assert len(hub.requests) == asked
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
+    assert load().allocation == "filter"  # from the cache
+    with pytest.raises(FileNotFoundError, match="is not in the cache, and http://127.0.0.1:9 can't be reached"):
+        load("me/other")
+    with pytest.raises(OSError, match="http://127.0.0.1:9 can't be reached"):
+        config().push_config_to_hub("me/recipe")
+
+
+# ------------------------------------------------------------------------------------------------------ --config
+
+
+@dataclass
+class OurArguments(ScriptArguments):
+    size: int = 3
+
+
+def test_config_of_the_hub_in_a_script(hub, tmp_path):
+    types = (OurArguments, KnapsackGRPOConfig, ModelConfig)
+    config().push_config_to_hub(
+        "me/recipe", script_args=[OurArguments(dataset_name="owner/data", size=5), ModelConfig("owner/model")]
+    )
+    for given in (["--config", "me/recipe"], ["--config=me/recipe@main"]):
+        arguments = resolve_config_argument(["--use_cpu", *given, "--seed", "7"], types)
+        script, training, model = TrlParser(types).parse_args_and_config(arguments)
+        assert (script.dataset_name, script.size, model.model_name_or_path) == ("owner/data", 5, "owner/model")
+        assert differences(config(output_dir=training.output_dir), training) == {"seed": (42, 7)}
+
+    config().save_pretrained(tmp_path / "folder")
+    path = str(tmp_path / "folder" / "knapsack_config.yaml")
+    assert resolve_config_argument(["--config", str(tmp_path / "folder")], types) == ["--config", path]
+    assert resolve_config_argument(["--config", path], types) == ["--config", path]
+    for arguments in ([], ["--seed", "3"], ["--config"]):
+        assert resolve_config_argument(arguments, types) == arguments
+
+    hub.put("them/theirs", knapsack_config__yaml="env: {A: b}")
+    with pytest.raises(ValueError, match="env in knapsack_config.yaml of them/theirs sets environment variables"):
+        resolve_config_argument(["--config", "them/theirs"], types)
+    with pytest.raises(
+        ValueError, match="'size' in knapsack_config.yaml of me/recipe is no field of KnapsackGRPOConfig"
+    ):
+        load()
+    assert load(script_args=(OurArguments, ModelConfig)).allocation == "filter"
+
+
+def test_the_example_reads_a_config_of_the_hub(hub, model, tmp_path):
+    """In a process of its own, with nothing but the environment variables that a user would set."""
+    config(max_steps=1).push_config_to_hub("me/recipe")
+    script = Path(__file__).parent.parent / "examples" / "train_math.py"
+    env = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "0",
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HUB_CACHE": str(tmp_path / "its cache"),
+    }
+    done = subprocess.run(
+        [sys.executable, str(script), "--config", "me/recipe", "--use_cpu", "--model_name_or_path", model],
+        **{"env": env, "cwd": tmp_path, "capture_output": True, "text": True, "timeout": 120},
+    )
+    # It has read the configuration, and goes on to miss what neither that nor the command line says.
+    assert done.stderr.strip().splitlines()[-1].startswith("Give both --model_name_or_path and --dataset_name"), (
+        done.stderr
+    )
+    assert "HEAD /me/recipe/resolve/main/knapsack_config.yaml" in hub.requests
+
+
+# ---------------------------------------------------------------------------------------------------- README
+
+
+def test_the_readme(hub):
+    config().push_config_to_hub(
+        "me/recipe",
+        script_args=[ScriptArguments(dataset_name="owner/data")],
+        metrics={"held-out accuracy": {"uniform": 0.769, "posterior": 0.779}, "hours": 3},
+        description="Measured on **one** machine.",
+    )
+    content = hub.files("me/recipe")["README.md"].decode()
+    card = ModelCard(content)
+    assert card.data.tags == ["trl", "grpo", "knapsack-rl"]
+    assert card.data.library_name == "trl"
+    assert card.data.datasets == ["owner/data"]
+    assert "https://huggingface.co/papers/2509.25849" in content
+    import trl
+
+    assert f"| TRL | {trl.__version__} |" in content
+    assert "--config me/recipe" in content
+    assert "Measured on **one** machine." in content
+    assert "| metric | uniform | posterior | value |\n|---|--:|--:|--:|\n" in content
+    assert "| held-out accuracy | 0.769 | 0.779 |  |\n| hours |  |  | 3 |" in content
+    assert "knapsack_state" not in content
+    (block,) = [part.split("```")[0] for part in content.split("```yaml\n")[1:]]
+    assert yaml.safe_load(block) == {**RECIPE, "dataset_name": "owner/data"}
+
+    # What its readers do: paste the snippet.
+    (snippet,) = [part.split("```")[0] for part in content.split("```python\n")[1:]]
+    namespace = {}
+    exec(snippet.replace('output_dir="outputs"', 'output_dir="outputs", use_cpu=True'), namespace)
+    assert differences(namespace["args"], config(output_dir="outputs")) == {}
+
+
+def test_what_was_not_measured_is_not_said(hub):
+    config().push_config_to_hub("me/recipe")
+    assert "Measured" not in hub.files("me/recipe")["README.md"].decode()
+    for value in (float("nan"), "better", True, None):
+        with pytest.raises(
+            ValueError, match=r"metrics\['accuracy'\] \(posterior: .*\) must be a number that was measured"
+        ):
+            config().push_config_to_hub("me/recipe", metrics={"accuracy": {"posterior": value}})
+
+
+def test_a_readme_of_ones_own_is_kept(hub):
+    hub.put("me/recipe", README__md="---\nlicense: mit\ntags:\n- math\n---\n\n# Mine\n\nAbout | this.\n")
+    config().push_config_to_hub("me/recipe", description="first")
+    config().push_config_to_hub("me/recipe", description="second \\1")
+    content = hub.files("me/recipe")["README.md"].decode()
+    assert ModelCard(content).data.tags == ["math", "trl", "grpo", "knapsack-rl"]
+    assert ModelCard(content).data.license == "mit"
+    assert "# Mine\n\nAbout | this.\n" in content
+    assert content.count("## Configuration for Knapsack GRPO") == 1
+    assert "second \\1" in content and "first" not in content
+
+
+# ---------------------------------------------------------------------------------------------------- success rates
+
+
+def run_of(model, out, **options):
+    defaults = {"num_generations": 4, "per_device_train_batch_size": 16, "max_completion_length": 6, "max_steps": 2}
+    defaults |= {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "learning_rate": 1e-2}
+    args = KnapsackGRPOConfig(
+        **{"output_dir": str(out), **defaults, **CPU, "gradient_checkpointing": False, **options}
+    )
+    return KnapsackGRPOTrainer(model, tiny.digit_reward, args, tiny.prompts(16))
+
+
+def test_success_rates_are_published_and_used(hub, model, tmp_path, caplog):
+    trainer = run_of(model, tmp_path / "first", prompt_id_column="name")
+    trainer.train()
+    trainer.args.push_config_to_hub(
+        "me/recipe",
+        script_args=[ScriptArguments(dataset_name="owner/data"), ModelConfig(model_name_or_path="owner/model")],
+        success_state=tmp_path / "first",
+    )
+    files = hub.files("me/recipe")
+    assert set(files) == {"knapsack_config.yaml", "knapsack_state.json", "knapsack_state.npz", "README.md"}
+    assert 'args.success_state_path = "me/recipe"' in files["README.md"].decode()
+    info = json.loads(files["knapsack_state.json"])
+    assert info.pop("num_prompts") == len(trainer.success_tracker) > 0
+    assert info == {
+        "dataset_name": "owner/data",
+        "dataset_config": None,
+        "dataset_train_split": "train",
+        "model_name_or_path": "owner/model",
+        "model_revision": "main",
+        "prompt_id_column": "name",
+        "success_threshold": 0.5,
+        "success_reward_func": None,
+    }
+    published = tmp_path / "published.npz"
+    published.write_bytes(files["knapsack_state.npz"])
+    tracker = SuccessRateTracker()
+    tracker.load(published)
+    assert tracker.keys == trainer.success_tracker.keys
+
+    caplog.clear()
+    second = run_of(model, tmp_path / "second", prompt_id_column="name", success_state_path="me/recipe")
+    keys = second.success_tracker.keys
+    assert keys == tracker.keys
+    for name, array in second.success_tracker.state_dict().items():
+        np.testing.assert_array_equal(array, tracker.state_dict()[name])
+    assert not [record for record in caplog.records if record.name.startswith("trl_knapsack")]
+
+    run_of(model, tmp_path / "third", success_state_path="me/recipe@main", success_threshold=0.7)
+    said = " ".join(record.getMessage() for record in caplog.records)
+    assert (
+        "The success rates in me/recipe@main were kept otherwise: prompt_id_column 'name' there, None here; "
+        "success_threshold 0.5 there, 0.7 here." in said
+    )
+    assert "is known in me/recipe@main, which are of owner/data, split train; is it of this dataset" in said
+
+
+def test_success_rates_that_are_of_nothing(hub, tmp_path):
+    tracker = SuccessRateTracker()
+    tracker.observe(["a"], [1], [2])
+    tracker.save(tmp_path / "knapsack_state.npz")
+    with pytest.raises(ValueError, match="Nothing says of which dataset the success rates in .* are"):
+        config().push_config_to_hub("me/recipe", success_state=tmp_path)
+    with pytest.raises(FileNotFoundError, match="knapsack_state.npz does not exist; name a folder"):
+        config().push_config_to_hub("me/recipe", success_state=tmp_path / "nothing" / "knapsack_state.npz")
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"config__json": "{}"}, "me/recipe has no knapsack_state.npz"),
+        ({"knapsack_state__npz": b"\x80\x04."}, "knapsack_state.npz of me/recipe is no archive of NumPy arrays"),
+        (
+            {"knapsack_state__npz": None, "knapsack_state__json": "[]"},
+            "knapsack_state.json of me/recipe must be a JSON object",
+        ),
+        (
+            {"knapsack_state__npz": None, "knapsack_state__json": "{}"},
+            "knapsack_state.json of me/recipe must be a JSON object",
+        ),
+    ],
+)
+def test_success_rates_that_are_unfit(hub, model, tmp_path, files, message):
+    tracker = SuccessRateTracker()
+    tracker.save(tmp_path / "state.npz")
+    sound = (tmp_path / "state.npz").read_bytes()
+    hub.put("me/recipe", **{name: sound if content is None else content for name, content in files.items()})
+    with pytest.raises((OSError, ValueError), match=message):
+        run_of(model, tmp_path / "out", success_state_path="me/recipe")
+
+
+def test_a_folder_of_that_name_comes_first(hub, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tracker = SuccessRateTracker()
+    tracker.observe(["local"], [1], [2])
+    (tmp_path / "me" / "recipe").mkdir(parents=True)
+    tracker.save(tmp_path / "me" / "recipe" / "knapsack_state.npz")
+    trainer = run_of(model, tmp_path / "out", success_state_path="me/recipe")
+    assert trainer.success_tracker.keys == ("local",)
+    assert hub.requests == []
