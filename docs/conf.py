@@ -17,6 +17,8 @@ exclude_patterns = ["_build"]
 
 html_theme = "furo"
 html_title = f"trl_knapsack {release}"
+pygments_style = "default"
+pygments_dark_style = "github-dark"
 html_copy_source = False
 html_show_sphinx = False
 
@@ -32,8 +34,9 @@ napoleon_use_param = False
 default_role = "literal"
 
 
-def link_outside(app, docname: str, source: list[str]) -> None:
-    """A page beside the site, as examples/accelerate_configs/README.md, is a file to download here."""
+def adapt_links(app, docname: str, source: list[str]) -> None:
+    """Pages link as GitHub reads them; here a link named after a page shows its title, and a page outside is a file."""
+    source[0] = re.sub(r"\[[\w/]+\.md\]\((\w+\.md(?:#[\w-]+)?)\)", r"[](\1)", source[0])
     source[0] = re.sub(r"\]\((\.\./[^)#\s]+\.md)(#[^)\s]*)?\)", r"](path:\1)", source[0])
 
 
@@ -61,5 +64,5 @@ def _code_block(match: re.Match) -> str:
 
 def setup(app) -> None:
     app.add_lexer("txt", TextLexer)
-    app.connect("source-read", link_outside)
+    app.connect("source-read", adapt_links)
     app.connect("autodoc-process-docstring", docstring_to_rst, priority=400)  # before napoleon

@@ -1,6 +1,11 @@
 """What the pages say is what the code does."""
 
+import doctest
+import importlib
+import inspect
+import pkgutil
 import re
+import textwrap
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -11,6 +16,7 @@ from snippets import ROOT, blocks, check_command, commands, math_problems, run_p
 from test_records import record_by_hand
 from trl import GRPOConfig
 
+import trl_knapsack
 from trl_knapsack import KnapsackGRPOConfig
 
 
@@ -76,6 +82,32 @@ def test_commands_exist_with_their_flags(page, clone, monkeypatch):
     for block, _ in blocks(page, "bash"):
         for words in commands(block):
             check_command(words)
+
+
+MODULES = [module.name for module in pkgutil.walk_packages(trl_knapsack.__path__, "trl_knapsack.")]
+
+
+class FencedExamples(doctest.DocTestParser):
+    """`>>>` in a Markdown fence: else the closing fence is read as output."""
+
+    def get_examples(self, string, name="<string>"):
+        return super().get_examples(re.sub(r"^ *```.*$", "", string, flags=re.MULTILINE), name)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if not m.endswith("__main__")])
+def test_examples_in_docstrings(module, clone, chat_model, monkeypatch):
+    monkeypatch.chdir(clone)
+    monkeypatch.setattr(datasets, "load_dataset", math_problems)
+    module = importlib.import_module(module)
+    for test in doctest.DocTestFinder(parser=FencedExamples()).find(module):
+        assert doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test).failed == 0
+        namespace = {"__name__": "__main__"}
+        for block in re.findall(r"```python\n(.*?)```", inspect.cleandoc(test.docstring), re.DOTALL):
+            code = textwrap.dedent(block)
+            if code.startswith(("from", "import")) and ">>>" not in code:
+                run_python(code, namespace, chat_model)
+            elif ">>>" not in code:  # a fragment
+                compile(code, test.name, "exec")
 
 
 def test_every_option_is_described_with_its_default():

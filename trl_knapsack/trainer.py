@@ -89,11 +89,12 @@ class KnapsackGRPOTrainer(GRPOTrainer):
     ```python
     from datasets import load_dataset
     from trl.rewards import accuracy_reward
-    from trl_knapsack import KnapsackGRPOTrainer
+    from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer
 
     trainer = KnapsackGRPOTrainer(
         model="Qwen/Qwen2.5-0.5B-Instruct",
         reward_funcs=accuracy_reward,
+        args=KnapsackGRPOConfig(output_dir="outputs"),
         train_dataset=load_dataset("trl-lib/DeepMath-103K", split="train"),
     )
     trainer.train()

@@ -113,7 +113,7 @@ class WeightedSum:
 
     >>> value = WeightedSum([(1.0, "knapsack"), (0.05, novelty([0, 4, 9]))])
     >>> allocate([0.3, 0.3, 0.9], budget=24, value=value).counts
-    array([13,  8,  3])
+    array([10, 10,  4])
     ```
     """
 
