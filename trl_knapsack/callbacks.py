@@ -1,13 +1,16 @@
-"""Feeds the success-rate tracker, keeps it in the checkpoints, and writes down what came of each generation batch."""
+"""What happens beside the training: the tracker learns and is saved, batches are written down, plots are shown."""
 
 import os
 from collections.abc import Callable
 
+import numpy as np
 from accelerate.logging import get_logger
 from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .history import HISTORY_FILE, HistoryWriter
+from .history import HISTORY_FILE, HistoryWriter, RolloutHistory
+from .plots import PLOTS, require_matplotlib, to_image
 from .records import RolloutRecord
 from .tracker import SuccessRateTracker
 
@@ -117,3 +120,64 @@ class SuccessRateCallback(TrainerCallback):
                 "KnapsackGRPOTrainer wrote, or resume with resume_success_state=False to begin without."
             )
         self.tracker.load(file)
+
+
+class PlotCallback(TrainerCallback):
+    """
+    Shows the figures of the run so far as images, where its metrics go: TensorBoard, Weights & Biases, trackio.
+
+    [`KnapsackGRPOTrainer`] adds it by itself if `plot_steps` is set. What goes wrong here is a warning: the run goes on.
+
+    Args:
+        plot_steps (`int`): Steps between two showings; the last step is always shown.
+        run_folder (`Callable[[], str]`): Folder with the history of the run under way.
+        callbacks (`Callable[[], list[TrainerCallback]]`): The trainer's callbacks, of which these three are served.
+    """
+
+    def __init__(self, plot_steps: int, run_folder: Callable[[], str], callbacks: Callable[[], list[TrainerCallback]]):
+        require_matplotlib()
+        self.plot_steps = plot_steps
+        self.run_folder = run_folder
+        self.callbacks = callbacks
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        served = (TensorBoardCallback, WandbCallback, TrackioCallback)
+        if state.is_world_process_zero and not any(isinstance(callback, served) for callback in self.callbacks()):
+            logger.warning(
+                f"plot_steps ({self.plot_steps}) shows plots in tensorboard, wandb and trackio, but report_to is "
+                f"{args.report_to}; name one of them, or plot the run afterwards with `trl-knapsack plot {args.output_dir}`."
+            )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        due = state.global_step % self.plot_steps == 0 or state.global_step == state.max_steps
+        if not (state.is_world_process_zero and due):
+            return
+        try:
+            history = RolloutHistory.load(self.run_folder())
+            images = {f"knapsack/plots/{name}": to_image(plot(history)) for name, plot in PLOTS.items()}
+        except Exception as error:
+            logger.warning(f"No plots at step {state.global_step}: {error}")
+            return
+        for callback in self.callbacks():
+            try:
+                _show(callback, images, state.global_step)
+            except Exception as error:
+                logger.warning(
+                    f"{type(callback).__name__} did not take the plots of step {state.global_step}: {error}"
+                )
+
+
+def _show(callback: TrainerCallback, images: dict[str, np.ndarray], step: int) -> None:
+    """Hand images `(height, width, 3)` over to what `callback` logs to, if that takes images."""
+    if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+        for name, image in images.items():
+            callback.tb_writer.add_image(name, image, step, dataformats="HWC")
+    elif isinstance(callback, WandbCallback):
+        import wandb
+
+        if wandb.run is not None:  # none with WANDB_DISABLED
+            wandb.log({name: wandb.Image(image) for name, image in images.items()} | {"train/global_step": step})
+    elif isinstance(callback, TrackioCallback):
+        import trackio
+
+        trackio.log({name: trackio.Image(image) for name, image in images.items()} | {"train/global_step": step})

@@ -51,6 +51,9 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
         resume_success_state (`bool`, *optional*, defaults to `True`):
             Whether a resumed run goes on with the success rates in its checkpoint. Set it to `False` to resume from a
             checkpoint that has none, as one of [`~trl.GRPOTrainer`].
+        plot_steps (`int`, *optional*, defaults to `0`):
+            Show figures of the run so far in TensorBoard, Weights & Biases and trackio every so many steps, and at the
+            last. 0 shows none. Needs matplotlib.
     """
 
     # Defaults of prior and decay: the best of a simulation over three difficulty mixes, see docs/design.md.
@@ -115,6 +118,13 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
             "from a checkpoint that has none."
         },
     )
+    plot_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Show figures of the run so far in TensorBoard, Weights & Biases and trackio every so many steps, and "
+            "at the last. 0 shows none. Needs matplotlib."
+        },
+    )
 
     def __post_init__(self):
         given = dict(self.__dict__)
@@ -164,4 +174,6 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
             )
         if not -float("inf") < self.success_threshold < float("inf"):
             raise ValueError(f"success_threshold ({self.success_threshold}) must be a finite reward, for example 0.5.")
+        if self.plot_steps < 0:
+            raise ValueError(f"plot_steps ({self.plot_steps}) must not be negative; set 0 for no plots.")
         SuccessRateTracker(self.success_prior, self.success_decay)  # says what is wrong with either

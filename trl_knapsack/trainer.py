@@ -21,7 +21,7 @@ from trl.trainer.utils import RepeatSampler, get_config_model_id
 
 from .advantages import group_advantages, weighted_rewards
 from .allocation import Allocation
-from .callbacks import SuccessRateCallback
+from .callbacks import PlotCallback, SuccessRateCallback
 from .config import KnapsackGRPOConfig
 from .keys import prompt_key
 from .plan import RolloutPlan, plan_rollouts
@@ -146,6 +146,8 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             name = getattr(allocation_policy, "__name__", type(allocation_policy).__name__)
         self.success_rate_callback = SuccessRateCallback(self.success_tracker, self._run_folder, name)
         self.add_callback(self.success_rate_callback)
+        if args.plot_steps > 0:
+            self.add_callback(PlotCallback(args.plot_steps, self._run_folder, lambda: self.callback_handler.callbacks))
         self._check_success_rule()
         self.add_callback(RankAgreement(self._shared_by_ranks))
         with all_ranks_or_none():
@@ -282,6 +284,11 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             if metrics.get(name):
                 metrics[name] = [extreme(metrics[name])]
         super().log(logs, start_time)
+
+    def create_model_card(self, *args, **kwargs):
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            complete_model_card(self)
 
     # ---------------------------------------------------------------------------------------------- our steps
 
