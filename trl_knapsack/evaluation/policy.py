@@ -31,7 +31,8 @@ def evaluate_policy(
     **sampling,
 ) -> EvaluationResults:
     """
-    Sample completions of every problem and score them as the trainer does.
+    Sample completions of every problem and score them as the trainer does. Completions are texts of one turn: tools and
+    environments are not called.
 
     Args:
         model (`str` or `PreTrainedModel`):
