@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 def _texts(args: argparse.Namespace, summary) -> dict[str, str]:
     """Text of each prompt that a table may show, by key."""
     from ..keys import prompt_key
-    from .datasets import load_split
+    from .data import load_split
 
     wanted = {summary.keys[i] for rows in summary.tables(args.top).values() for i in rows}
     texts = {}
@@ -84,6 +84,8 @@ def _print(summary, args: argparse.Namespace, texts: dict[str, str]) -> None:
         "most rollouts": "Most rollouts",
         "most tokens": "Most tokens",
     }
+    columns = ("successes", "trials", "rollouts", "tokens", "visits")
+    number = (lambda x: round(float(x), 1)) if summary.discounted else int
     for name, rows in summary.tables(args.top).items():
         if not len(rows):
             print(f"{titles[name]}: none\n")
@@ -92,22 +94,16 @@ def _print(summary, args: argparse.Namespace, texts: dict[str, str]) -> None:
             [
                 summary.keys[i],
                 float(summary.believed_rate[i]),
-                round(float(summary.successes[i]), 1) if summary.discounted else int(summary.successes[i]),
-                round(float(summary.trials[i]), 1) if summary.discounted else int(summary.trials[i]),
-                int(summary.visits[i]),
-                float(summary.tokens[i]),
+                *(number(getattr(summary, column)[i]) for column in columns),
                 *([" ".join(texts.get(summary.keys[i], "").split())[:60]] if texts else []),
             ]
             for i in rows
         ]
-        print_table(
-            titles[name],
-            ["prompt", "believed", "successes", "scored", "visits", "tokens", *(["text"] if texts else [])],
-            cells,
-        )
+        heads = ["prompt", "believed rate", "successes", "scored", "rollouts", "tokens", "visits"]
+        print_table(titles[name], heads + (["text"] if texts else []), cells)
         if name == "stuck":
             print(summary.stuck_sentence() + "\n")
-    if summary.transitions is not None:
+    if summary.transitions is not None and summary.transitions.any():
         print_table(
             "Difficulty: prompts by the class of their first visit (rows) and of their last (columns)",
             ["first visit", *CLASSES],

@@ -31,7 +31,7 @@ def find_state(path: str | Path) -> Path:
         if (folder / STATE_FILE).is_file():
             return folder / STATE_FILE
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; name a CSV file, a state file or the folder of a run.")
+        raise FileNotFoundError(f"{path} does not exist; name a file, or the folder of a run.")
     raise FileNotFoundError(f"{path} holds no {STATE_FILE}; name a folder that KnapsackGRPOTrainer wrote.")
 
 

@@ -88,7 +88,10 @@ class Summary:
 
 def of_history(history: RolloutHistory, stuck_after: int) -> Summary:
     """Summary of a run's records."""
-    successes, trials = history.per_prompt(history.successes), history.per_prompt(history.trials)
+    successes, trials, rollouts, tokens = (
+        history.per_prompt(sums).astype(np.int64)
+        for sums in (history.successes, history.trials, history.counts, history.tokens)
+    )
     rate = history.success_rate
     scored = np.flatnonzero(~np.isnan(rate))  # in the order of the run
     prompts = len(history.keys)
@@ -108,8 +111,8 @@ def of_history(history: RolloutHistory, stuck_after: int) -> Summary:
         believed_rate=alpha / (alpha + beta),
         successes=successes,
         trials=trials,
-        rollouts=history.per_prompt(history.counts),
-        tokens=history.per_prompt(history.tokens),
+        rollouts=rollouts,
+        tokens=tokens,
         visits=np.bincount(history.prompt[scored], minlength=prompts),
         stuck=(successes == 0) & (trials >= stuck_after),
         classes=np.bincount(difficulty(rate[last[seen]]), minlength=5),
@@ -129,7 +132,7 @@ def of_tracker(tracker: SuccessRateTracker, stuck_after: int) -> Summary:
         believed_rate=evidence.alpha / (evidence.alpha + evidence.beta),
         successes=state["successes"],
         trials=trials,
-        rollouts=state["rollouts"],
+        rollouts=np.maximum(state["rollouts"], trials),  # the former are counted only where lengths are
         tokens=state["tokens"],
         visits=state["visits"],
         stuck=(state["successes"] == 0) & (trials >= stuck_after),

@@ -32,6 +32,8 @@ def run(arguments: list[str]) -> int:
     from .training import TYPES, check, make_parser
 
     arguments = resolve_config_argument(arguments, TYPES)
+    if arguments.count("--config") > 1:
+        raise ValueError("--config is there twice; give one file, and change single fields by flags.")
     parser = make_parser()
     parser.description, parser.epilog = __doc__, EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

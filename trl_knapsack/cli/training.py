@@ -124,7 +124,7 @@ def summary(trainer: KnapsackGRPOTrainer) -> str:
     """The closing lines."""
     args, history = trainer.args, trainer.state.log_history
     logs = [entry for entry in history if "knapsack/effective_gradient_ratio" in entry]
-    rows = [("allocation", f"{args.allocation}, {trainer.accelerator.num_processes} processes")]
+    rows = [("allocation", args.allocation)]
     if logs:
         first, last = logs[0], logs[-1]
         for title, name in (
