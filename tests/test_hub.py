@@ -371,6 +371,7 @@ def test_without_a_network(hub, monkeypatch, tmp_path):
     assert len(hub.requests) == asked
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client tries five times
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
     assert load().allocation == "filter"  # from the cache
     with pytest.raises(FileNotFoundError, match="is not in the cache, and http://127.0.0.1:9 can't be reached"):

@@ -1,18 +1,23 @@
 """Sections of README files on the Hub: of a published configuration, and of a model that was trained."""
 
 import math
+import os
 import re
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import huggingface_hub
 import transformers
 import trl
 import yaml
+from accelerate.logging import get_logger
 from huggingface_hub import ModelCard
 
 from .config_file import CONFIG_FILE
 
+
+logger = get_logger(__name__)
 
 TAGS = ("trl", "grpo", "knapsack-rl")
 PAPER_TITLE = "Knapsack RL: Unlocking Exploration of LLMs via Optimizing Budget Allocation"
@@ -126,3 +131,75 @@ def _metrics_table(metrics: Mapping[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+# ------------------------------------------------------------------------------------------------------- a model
+
+
+def complete_model_card(trainer: Any) -> None:
+    """
+    Add to the model card that TRL wrote what was particular to the run, and save its configuration beside it.
+
+    Args:
+        trainer ([`KnapsackGRPOTrainer`]): The trainer, on the main process.
+    """
+    folder = trainer.args.output_dir
+    try:
+        trainer.args.save_pretrained(folder)
+    except ValueError as error:  # not worth the run
+        logger.warning(f"The configuration is not saved beside the model card: {error}")
+    path = os.path.join(folder, "README.md")
+    if os.path.isfile(path):
+        with open(path, encoding="utf-8") as file:
+            card = file.read()
+        section = _training_section(trainer, os.path.isfile(os.path.join(folder, CONFIG_FILE)))
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(with_section(card, "knapsack training", section))
+
+
+def _training_section(trainer: Any, has_config: bool) -> str:
+    from . import __version__
+
+    args, tracker = trainer.args, trainer.success_tracker
+    if trainer.success_func is not None:
+        success = "a rule of the user's own"
+    else:
+        success = f"{args.success_reward_func or 'the weighted reward'} is at least {args.success_threshold}"
+    budget = (
+        f"{args.num_generations} in the mean, between {args.min_generations} and {args.max_generations}; "
+        f"{args.generation_batch_size // args.num_generations} prompts share {args.generation_batch_size}"
+    )
+    rows = {"Allocation": f"`{trainer.success_rate_callback.allocation}`", "Generations of a prompt": budget}
+    rows |= _seen(trainer.state.log_history)
+    # As the trainer counts: a generation batch for so many forward and backward passes
+    passes = trainer.state.global_step * args.gradient_accumulation_steps
+    batches = math.ceil(passes / (args.steps_per_generation * args.num_iterations))
+    rows |= {
+        "Rollouts": f"{batches * args.generation_batch_size:,}",
+        "Prompts with a success rate": f"{len(tracker):,}",
+        "A completion succeeds if": success,
+    }
+    parts = [
+        "## Rollout budgets",
+        "Every prompt had its own number of generations, by what was known of its success rate, out of the same total: "
+        f"[{PAPER_TITLE}](https://huggingface.co/papers/{PAPER_ID}), with trl_knapsack {__version__}.",
+        table(rows),
+    ]
+    if has_config:
+        parts.append(f"All options are in `{CONFIG_FILE}`, which `KnapsackGRPOConfig.from_pretrained` reads.")
+    return "\n\n".join(parts)
+
+
+def _seen(log_history: Sequence[Mapping[str, float]]) -> dict[str, str]:
+    """What the logs of a run say of budgets and of effective gradients; nothing where there are none."""
+    logs = [entry for entry in log_history if "knapsack/effective_gradient_ratio" in entry]
+    if not logs:
+        return {}
+    least, middle, most = (
+        [entry[f"knapsack/generations/{name}"] for entry in logs] for name in ("min", "median", "max")
+    )
+    ratios = [entry["knapsack/effective_gradient_ratio"] for entry in logs]
+    return {
+        "Generations seen": f"smallest {min(least):.0f}, median {statistics.median(middle):g}, largest {max(most):.0f}",
+        "Effective gradient ratio": f"first {ratios[0]:.2f}, mean {statistics.fmean(ratios):.2f}, last {ratios[-1]:.2f}",
+    }

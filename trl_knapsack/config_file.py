@@ -23,16 +23,16 @@ MAX_BYTES = 64 * 1024  # a configuration with every field set has a quarter of i
 # What concerns one machine, one account, or one run, and not the recipe; and what would run code from elsewhere.
 _PERSONAL = {
     *("output_dir", "overwrite_output_dir", "logging_dir", "run_name", "project", "report_to", "disable_tqdm"),
-    *("push_to_hub", "log_completions_hub_repo", "resume_from_checkpoint", "restore_callback_states_from_checkpoint"),
+    *("push_to_hub", "log_completions_hub_repo", "resume_from_checkpoint", "resume_success_state"),
     *("use_cpu", "no_cuda", "use_mps_device", "local_rank", "deepspeed", "accelerator_config", "parallelism_config"),
     *("do_train", "do_eval", "do_predict", "debug", "log_on_each_node", "save_on_each_node"),
     *("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_group_port"),
-    *("trust_remote_code", "reward_model_name_or_path"),
+    *("restore_callback_states_from_checkpoint", "trust_remote_code"),
 }
 _PERSONAL_PREFIXES = ("hub_", "trackio_", "push_to_hub_", "log_level", "ddp_", "fsdp")
 
 # Names on the Hub are part of the recipe, places on this machine are not.
-_NAMES_OR_PATHS = ("model_name_or_path", "dataset_name", "success_state_path")
+_NAMES_OR_PATHS = ("model_name_or_path", "reward_model_name_or_path", "dataset_name", "success_state_path")
 
 # What a configuration from the Hub may ask of the model's loading: numbers and names, no code.
 _SAFE_MODEL_KWARGS = {
@@ -67,7 +67,11 @@ def recipe(config: Any, script_args: Sequence[Any] = ()) -> dict[str, Any]:
     values = {}
     for part in (config, *script_args):
         for name, value in as_given(part).items():
-            if is_personal(name) or (name in _NAMES_OR_PATHS and value is not None and _is_a_place(value)):
+            if (
+                is_personal(name)
+                or (name in _NAMES_OR_PATHS and value is not None and _is_a_place(value))
+                or (name == "reward_funcs" and "." in str(value))  # code that the reader does not have
+            ):
                 continue
             values[name] = _plain(name, value)
     return values

@@ -22,6 +22,7 @@ from trl.trainer.utils import RepeatSampler, get_config_model_id
 from .advantages import group_advantages, weighted_rewards
 from .allocation import Allocation
 from .callbacks import PlotCallback, SuccessRateCallback
+from .cards import complete_model_card
 from .config import KnapsackGRPOConfig
 from .keys import prompt_key
 from .plan import RolloutPlan, plan_rollouts
