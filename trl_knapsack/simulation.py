@@ -256,9 +256,9 @@ def _world(prompts: Prompts, epochs: int, drift: float, improvement: float, rng)
     """True rates and the order of the prompts in each epoch, `(E, P)` both."""
     first = np.asarray(prompts.draw(rng), dtype=np.float64)
     steps = rng.normal(improvement, drift, (epochs - 1, first.size)).cumsum(0)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore"):
         logits = np.log(first) - np.log1p(-first)  # of 0 and 1: minus and plus infinity, which no step leaves
-    rates = np.concatenate([first[None], 1.0 / (1.0 + np.exp(-(logits + steps)))])
+        rates = np.concatenate([first[None], 1.0 / (1.0 + np.exp(-(logits + steps)))])
     return rates, rng.permuted(np.tile(np.arange(first.size), (epochs, 1)), axis=1)
 
 
