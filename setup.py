@@ -14,6 +14,7 @@ EXTRAS = {
     "genetic": ["pymoo"],
     "docs": ["sphinx", "myst-parser>=5", "furo"],
 }
+EXTRAS["release"] = ["build", "twine"]
 EXTRAS["dev"] = [
     *EXTRAS["math"],
     *EXTRAS["plots"],
@@ -37,7 +38,8 @@ setup(
     keywords="grpo trl reinforcement-learning llm rollout budget knapsack",
     packages=find_packages(include=["trl_knapsack", "trl_knapsack.*"]),
     # the folders of metrics are no packages: evaluate.load opens their scripts by path
-    package_data={"trl_knapsack": ["py.typed"], "trl_knapsack.evaluation.metrics": ["*/*"]},
+    package_data={"trl_knapsack": ["py.typed", "report.html"], "trl_knapsack.evaluation.metrics": ["*/*"]},
+    exclude_package_data={"": ["__pycache__/*"]},
     entry_points={"console_scripts": ["trl-knapsack = trl_knapsack.cli:main"]},
     python_requires=">=3.11",
     # torch is left to trl and accelerate; constraints.txt names the tested versions.

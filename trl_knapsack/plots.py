@@ -69,17 +69,17 @@ def require_matplotlib():
     return matplotlib
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def _figure() -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(6.8, 4.2), layout="constrained")
     return figure, figure.subplots()
 
 
 @_styled
 def plot_counts(history: RolloutHistory) -> Figure:
     """Rollouts of each prompt against the success rate that was believed before, coloured by step."""
-    figure, axes = _figure(6.8, 4.0)
+    figure, axes = _figure()
     mean = history.counts.sum() / len(history.counts)
     known = np.flatnonzero(history.visits > 0)
     axes.axhline(mean, color=INK, linewidth=1, linestyle=(0, (4, 3)))
@@ -120,7 +120,7 @@ def plot_counts(history: RolloutHistory) -> Figure:
 @_styled
 def plot_budgets(history: RolloutHistory) -> Figure:
     """How many groups had how many rollouts, with a logarithmic axis for the tail."""
-    figure, axes = _figure(6.8, 3.6)
+    figure, axes = _figure()
     counts, unseen = history.counts, history.visits == 0
     width = max(1, -(-int(counts.max()) // 64))
     bins = np.arange(counts.min() - 0.5, counts.max() + width + 0.5, width)
@@ -153,7 +153,7 @@ def plot_budgets(history: RolloutHistory) -> Figure:
 @_styled
 def plot_effective_gradient_ratio(history: RolloutHistory) -> Figure:
     """Share of rollouts that have a gradient, and of prompts whose rewards vary, over the run."""
-    figure, axes = _figure(6.8, 3.4)
+    figure, axes = _figure()
     window = max(1, len(history) // 20)
     for values, color, name in (
         (history.mixed_prompts, _GREY, "mixed prompts"),
@@ -179,7 +179,7 @@ def plot_effective_gradient_ratio(history: RolloutHistory) -> Figure:
 @_styled
 def plot_transitions(history: RolloutHistory) -> Figure:
     """The paper's difficulty class of each prompt at its first visit (rows) and at its last (columns)."""
-    figure, axes = _figure(6.0, 4.6)
+    figure, axes = _figure()
     table = transitions(history)
     of_row = table.sum(axis=1, keepdims=True)
     share = np.divide(table, of_row, out=np.zeros(table.shape), where=of_row > 0)
