@@ -1,0 +1,206 @@
+"""
+Make the study's policies and problems, `policies/<task>/`, from nothing but a seed.
+
+    python benchmarks/study/policies.py
+
+takes about ten minutes of one CPU core. Each policy is a Qwen2 of a third of a million parameters with one token per
+character. A first lesson teaches it right answers; in the second, short one a careless teacher errs on some kinds of
+problems more than on others, so success rates spread from 0 to 1 and the right procedure stays within reach. The
+problems of each regime are then drawn by the policy's exact success rates, and none of them was in either lesson.
+"""
+
+import argparse
+import json
+import random
+
+import numpy as np
+import torch
+from tasks import NUM_HELD_OUT, NUM_TRAIN, POLICIES, TASKS, Problem, is_reserved
+from tqdm.auto import tqdm
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+
+
+POOL = 16_000  # problems that the regimes choose from
+
+
+def make_tokenizer(alphabet: str) -> Qwen2Tokenizer:
+    """One token per character: a byte-level BPE without merges."""
+    vocab = {token: index for index, token in enumerate(["<pad>", "<eos>", *alphabet])}
+    specials = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<eos>"}
+    return Qwen2Tokenizer(vocab=vocab, merges=[], padding_side="left", model_max_length=64, **specials)
+
+
+def make_model(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2ForCausalLM:
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        max_position_embeddings=64,
+        rope_theta=1000.0,
+        initializer_range=0.05,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = Qwen2ForCausalLM(config)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def encode(tokenizer: Qwen2Tokenizer, pairs: list[tuple[str, str]]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Left-padded (B, L) model inputs of prompt + completion + EOS, and labels that are -100 on the prompt."""
+    texts = [prompt + completion + tokenizer.eos_token for prompt, completion in pairs]
+    batch = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
+    position = torch.arange(batch["input_ids"].shape[1])  # (L,)
+    lengths = torch.tensor([len(completion) + 1 for _, completion in pairs])  # (B,)
+    in_completion = position >= len(position) - lengths[:, None]  # (B, L)
+    return dict(batch), batch["input_ids"].masked_fill(~in_completion, -100)
+
+
+@torch.no_grad()
+def success_rates(model, tokenizer, prompts: list[str], solutions: list[list[str]]) -> np.ndarray:
+    """
+    The chance that one completion sampled at temperature 1 solves each problem, `(P,)`: exact, nothing is sampled.
+
+    It is the sum over the accepted completions of the product of their tokens' probabilities, end included.
+    """
+    pairs = [(i, prompt, solution) for i, prompt in enumerate(prompts) for solution in solutions[i]]
+    pairs.sort(key=lambda pair: len(pair[1]) + len(pair[2]))  # alike lengths together: less padding
+    rates = np.zeros(len(prompts))
+    for start in range(0, len(pairs), 512):
+        some = pairs[start : start + 512]
+        inputs, labels = encode(tokenizer, [(prompt, solution) for _, prompt, solution in some])
+        log_probs = model(**inputs).logits[:, :-1].float().log_softmax(-1)  # (B, L-1, V)
+        targets = labels[:, 1:]  # (B, L-1)
+        picked = log_probs.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+        chances = picked.masked_fill(targets == -100, 0.0).sum(-1).exp().numpy()
+        np.add.at(rates, [i for i, _, _ in some], chances)
+    return np.minimum(rates, 1.0)  # rounding may go above
+
+
+def lessons(task: str, batch_size: int, steps: int, careless_from: int, rng: random.Random):
+    """(prompt, completion) pairs of each step, none of them reserved; the careless lesson begins at its step."""
+    for step in range(steps):
+        batch = []
+        while len(batch) < batch_size:
+            problem, carelessness = TASKS[task].draw(rng)
+            if not is_reserved(problem.prompt):
+                errs = step >= careless_from and rng.random() < carelessness
+                batch.append((problem.prompt, problem.mistake if errs else rng.choice(problem.solutions)))
+        yield batch
+
+
+def warm_up(model, tokenizer, batches, steps: int, learning_rate: float, label: str) -> None:
+    """Supervised training on completions: Muon for the matrices, AdamW for the rest, linear warm-up and decay."""
+    matrices = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
+    others = [weight for name, weight in model.named_parameters() if weight.ndim != 2 or "embed" in name]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.98)),
+    ]
+    model.train()
+    progress = tqdm(batches, total=steps, desc=label, mininterval=5)
+    for step, pairs in enumerate(progress):
+        inputs, labels = encode(tokenizer, pairs)
+        loss = model(**inputs, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, 20 * (step + 1) / steps) * (1 - step / steps)
+            optimizer.step()
+            optimizer.zero_grad()
+        progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    model.eval()
+
+
+def draw_regimes(pool: list[Problem], rates: np.ndarray, seed: int) -> dict[str, list[int]]:
+    """
+    Problems of each regime, as places in the pool.
+
+    Broad: rates even over [0, 1]. Hard: nine in ten below 0.1, the others up to 0.6. Saturated: three quarters between
+    0.8 and 1 with a mean near 0.9, the rest as in the hard regime.
+    """
+    rng = np.random.default_rng(seed)
+    wanted = NUM_TRAIN + NUM_HELD_OUT
+    hard_share = [(0.0, 0.05, 0.5), (0.05, 0.1, 0.4), (0.1, 0.6, 0.1)]  # rates from, to, and their share
+    bins = {
+        "broad": [(low / 10, low / 10 + 0.1, 0.1) for low in range(10)],
+        "hard": hard_share,
+        "saturated": [(0.8, 0.9, 0.35), (0.9, 1.01, 0.4), *((low, high, s / 4) for low, high, s in hard_share)],
+    }
+    regimes = {}
+    for regime, shares in bins.items():
+        chosen = []
+        for low, high, share in shares:
+            inside = np.flatnonzero((rates >= low) & (rates < high))
+            count = round(share * wanted)
+            if len(inside) < count:
+                raise SystemExit(
+                    f"{regime}: {len(inside)} of {len(pool)} problems have rates in [{low}, {high}), {count} needed"
+                )
+            chosen += rng.choice(inside, count, replace=False).tolist()
+        while len(chosen) < wanted:  # what rounding left
+            chosen.append(next(i for i in rng.permutation(len(pool)).tolist() if i not in chosen))
+        rng.shuffle(chosen)
+        regimes[regime] = chosen[:wanted]
+    return regimes
+
+
+def make(name: str, steps: int | None, seed: int) -> None:
+    task = TASKS[name]
+    steps = steps or task.warm_up_steps
+    tokenizer = make_tokenizer(task.alphabet)
+    model = make_model(tokenizer, seed)
+    batches = lessons(name, 128, steps, round((1 - task.careless_share) * steps), random.Random(seed))
+    warm_up(model, tokenizer, batches, steps, learning_rate=5e-3, label=name)
+
+    folder = POLICIES / name
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_problems(name, model, tokenizer, seed)
+
+
+def write_problems(name: str, model, tokenizer, seed: int) -> None:
+    """Draw the regimes by the policy's success rates, and write them beside it."""
+    task, rng = TASKS[name], random.Random(seed + 1)
+    pool: dict[str, Problem] = {}
+    for _ in range(8 * POOL):
+        if len(pool) == POOL:
+            break
+        problem, _ = task.draw(rng)
+        if is_reserved(problem.prompt):
+            pool[problem.prompt] = problem
+    problems = list(pool.values())
+    rates = success_rates(
+        model, tokenizer, [problem.prompt for problem in problems], [problem.solutions for problem in problems]
+    )
+    print(
+        name, "success rates by tenths:", np.histogram(rates, np.linspace(0, 1, 11))[0], "mean", rates.mean().round(3)
+    )
+    for regime, places in draw_regimes(problems, rates, seed).items():
+        with open(POLICIES / name / f"{regime}.jsonl", "w") as file:
+            for i, place in enumerate(places):
+                split = f"train-{i}" if i < NUM_TRAIN else f"test-{i - NUM_TRAIN}"
+                problem = problems[place]
+                row = {"id": split, "prompt": problem.prompt, "solutions": problem.solutions}
+                file.write(json.dumps(row | {"rate": round(float(rates[place]), 4)}) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--steps", type=int, help="of supervised training; by default the task's own number")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    for name in args.tasks:
+        make(name, args.steps, args.seed)
+
+
+if __name__ == "__main__":
+    main()

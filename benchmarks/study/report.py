@@ -1,0 +1,178 @@
+"""
+Write the tables and figures of docs/results.md from the study's results.
+
+    python benchmarks/study/report.py            # writes them
+    python benchmarks/study/report.py --check    # fails if the tables in the page are not those of the results
+
+Between the markers `<!-- table: NAME -->` and `<!-- end -->` the page belongs to this program, the rest to its authors.
+"""
+
+import argparse
+import json
+import re
+import sys
+
+from analysis import Cell, about, load_cells, pooled_over_uniform, tuning_table
+from contenders import CONTENDERS
+from study import HERE, PROFILES, RESULTS, TUNING_TASK, load_results
+
+
+PAGE = HERE.parent.parent / "docs" / "results.md"
+MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+Cells = dict[tuple[str, str], Cell]
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
+    return "\n" + "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n\n"
+
+
+def signed(interval) -> str:
+    star = "**" if interval.low > 0 or interval.high < 0 else ""
+    return f"{star}{interval.estimate:+.3f}{star} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def accuracy(cells: Cells) -> str:
+    """Every contender on the tuning task: held-out accuracy less uniform's, in each regime."""
+    regimes = [regime for task, regime in cells if task == TUNING_TASK]
+    rows = [
+        ["uniform: held-out accuracy", *(str(cells[TUNING_TASK, regime].accuracy("uniform")) for regime in regimes)]
+    ]
+    for contender in CONTENDERS:
+        if contender != "uniform" and any(contender in cells[TUNING_TASK, regime].runs for regime in regimes):
+            rows.append([f"`{contender}`: {about(contender)}"])
+            for regime in regimes:
+                cell = cells[TUNING_TASK, regime]
+                rows[-1].append(signed(cell.over_uniform(contender)) if contender in cell.runs else "")
+    return table(["arithmetic", *regimes], rows)
+
+
+def all_tasks(cells: Cells) -> str:
+    """The contenders that run on all tasks: held-out accuracy less uniform's, cell by cell and pooled by regime."""
+    contenders = [name for name in CONTENDERS if all(name in cell.runs for cell in cells.values())]
+    rows = []
+    for (task, regime), cell in cells.items():
+        others = [signed(cell.over_uniform(name)) for name in contenders if name != "uniform"]
+        rows.append([f"{task}, {regime}", str(cell.accuracy("uniform")), *others])
+    for regime in dict.fromkeys(regime for _, regime in cells):
+        some = [cell for (_, of), cell in cells.items() if of == regime]
+        if len(some) > 1:
+            pooled = [signed(pooled_over_uniform(some, name)) for name in contenders if name != "uniform"]
+            rows.append([f"all tasks, {regime}", "", *pooled])
+    return table(["", "uniform", *(f"`{name}`" for name in contenders if name != "uniform")], rows)
+
+
+def cost(cells: Cells) -> str:
+    """Rollouts and tokens to reach uniform's final accuracy, as a share of uniform's whole."""
+    contenders = [name for name in CONTENDERS if all(name in cell.runs for cell in cells.values())]
+    rows = []
+    for measure in ("rollouts", "tokens"):
+        for (task, regime), cell in cells.items():
+            shares = [cell.cost_to_reach_uniform(name, measure) for name in contenders]
+            rows.append([f"{measure}: {task}, {regime}", *(share(*triple) for triple in shares)])
+    return table(["", *(f"`{name}`" for name in contenders)], rows)
+
+
+def share(estimate: float, low: float, high: float) -> str:
+    def text(value):
+        return "not reached" if value == float("inf") else f"{value:.2f}"
+
+    return f"{text(estimate)} [{text(low)}, {text(high)}]"
+
+
+def tests(cells: Cells) -> str:
+    """Paired tests of the default against uniform over held-out problems."""
+    rows = []
+    for (task, regime), cell in cells.items():
+        result = cell.tests("posterior")
+        solved = result["mcnemar"]
+        counts = f"{solved['only1']:.0f} / {solved['only2']:.0f}"
+        rows.append([f"{task}, {regime}", f"{result['wilcoxon']['p']:.2g}", counts, f"{solved['p']:.2g}"])
+    return table(["", "Wilcoxon p", "solved only by posterior / by uniform", "McNemar p"], rows)
+
+
+def behaviour(cells: Cells) -> str:
+    """What the contenders did with the rollouts, on the tuning task."""
+    rows = []
+    for (task, regime), cell in cells.items():
+        if task == TUNING_TASK:
+            for name in CONTENDERS:
+                if name in cell.runs:
+                    rows.append(
+                        [
+                            f"{regime}: `{name}`",
+                            f"{cell.mean(name, 'effective_gradient_ratio'):.2f}",
+                            f"{cell.mean(name, 'mixed_prompts'):.2f}",
+                            f"{max(result['largest'] for result in cell.runs[name])}",
+                            f"{cell.mean(name, 'never_solved'):.0f}",
+                            f"{cell.last(name, 'pass@8'):.3f}",
+                            f"{cell.last(name, 'tokens') / 1000:.0f}k",
+                            f"{cell.last(name, 'cpu_seconds'):.0f}",
+                        ]
+                    )
+    head = ["", "effective ratio", "mixed prompts", "largest budget", "never solved", "pass@8", "tokens", "CPU s"]
+    return table(head, rows)
+
+
+def learning_rates(profile_name: str) -> str:
+    """Score of every learning rate on the tuning seeds."""
+    profile = PROFILES[profile_name]
+    scores = tuning_table(profile, load_results(profile_name))
+    rows = []
+    for contender in profile.tuned:
+        row = [f"`{contender}`"]
+        for regime in profile.regimes:
+            values = scores[regime, contender]
+            row += [f"**{value:.3f}**" if value == max(values) else f"{value:.3f}" for value in values]
+        rows.append(row)
+    head = [f"{regime}, {rate:g}" for regime in profile.regimes for rate in profile.learning_rates]
+    return table(["", *head], rows)
+
+
+def information() -> str:
+    """Rank correlation of predicted value with what one step brings."""
+    results = json.loads((RESULTS / "information.json").read_text())
+    rows = []
+    for task, result in results.items():
+        for value, measured in result["correlations"].items():
+            cells = [f"{estimate:.2f} [{low:.2f}, {high:.2f}]" for estimate, low, high in measured.values()]
+            rows.append([f"{task}: `{value}`", *cells])
+    return table(["", "gradient norm", "gain of the prompt", "gain on held-out prompts"], rows)
+
+
+def tables(profile_name: str) -> dict[str, str]:
+    cells, _ = load_cells(profile_name)
+    return {
+        "accuracy": accuracy(cells),
+        "all-tasks": all_tasks(cells),
+        "cost": cost(cells),
+        "tests": tests(cells),
+        "behaviour": behaviour(cells),
+        "learning-rates": learning_rates(profile_name),
+        "information": information(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", choices=PROFILES, default="full")
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+
+    made = tables(args.profile)
+    if args.profile != "full":
+        for name, text in made.items():
+            print(f"## {name}\n{text}")
+        return
+    page = PAGE.read_text()
+    new = MARKED.sub(lambda match: match[1] + made[match[2]] + match[3], page)
+    if args.check:
+        sys.exit("docs/results.md is not what benchmarks/study/report.py makes of the results." if new != page else 0)
+    PAGE.write_text(new)
+    from figures import draw_all
+
+    draw_all(load_cells(args.profile)[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""
+Does it teach a model more for the same rollouts? The study behind docs/results.md.
+
+    python benchmarks/study/study.py --profile quick    # ten minutes of two cores: the same code, nothing to conclude
+    python benchmarks/study/study.py --profile full     # the published tables: about six hours of two cores
+    python benchmarks/study/report.py                   # tables and figures from what is there
+
+Learning rates are chosen first, for each contender and regime, on tuning seeds and one task; then every contender runs
+with its own on the report seeds. Each result is a line in `results/<profile>/<task>-<regime>.jsonl`; what is there
+already is not run again, so a study that was stopped goes on where it was. Each worker keeps to one core.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from contenders import CONTENDERS
+from run import Run, execute
+from tasks import REGIMES, TASKS
+from tqdm.auto import tqdm
+
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+TUNING_TASK = "arithmetic"
+TUNED = tuple(name for name, contender in CONTENDERS.items() if contender.lr_of is None)
+ON_ALL_TASKS = ("uniform", "filter", "paper", "posterior", "posterior-half", "posterior-equal", "oracle")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much is run; everything else is the same."""
+
+    steps: int
+    learning_rates: tuple[float, ...]
+    tuning_seeds: tuple[int, ...]
+    report_seeds: tuple[int, ...]
+    tuned: tuple[str, ...] = TUNED
+    on_one_task: tuple[str, ...] = tuple(CONTENDERS)
+    on_all_tasks: tuple[str, ...] = ON_ALL_TASKS
+    tasks: tuple[str, ...] = tuple(TASKS)
+    regimes: tuple[str, ...] = ("saturated", "broad", "hard")
+
+    def tuning(self) -> list[Run]:
+        return [
+            Run(TUNING_TASK, regime, contender, learning_rate, seed, self.steps)
+            for seed in self.tuning_seeds
+            for contender in self.tuned
+            for regime in self.regimes
+            for learning_rate in self.learning_rates
+        ]
+
+    def report(self, learning_rates: dict[tuple[str, str], float]) -> list[Run]:
+        """The runs that the tables are made of, given the learning rate of each (regime, contender)."""
+        runs = []
+        for task in self.tasks:
+            for contender in self.on_one_task if task == TUNING_TASK else self.on_all_tasks:
+                for regime in self.regimes:
+                    learning_rate = learning_rates[regime, CONTENDERS[contender].lr_of or contender]
+                    runs += [Run(task, regime, contender, learning_rate, s, self.steps) for s in self.report_seeds]
+        return runs
+
+
+PROFILES = {
+    "quick": Profile(
+        steps=24,
+        learning_rates=(1e-4, 2e-4),
+        tuning_seeds=(101,),
+        report_seeds=(1, 2),
+        tuned=("uniform", "posterior"),
+        on_one_task=("uniform", "posterior"),
+        on_all_tasks=("uniform", "posterior"),
+    ),
+    "full": Profile(
+        steps=160,
+        learning_rates=(3e-5, 6e-5, 1.2e-4),
+        tuning_seeds=(101, 102),
+        report_seeds=(1, 2, 3, 4, 5),
+    ),
+}
+
+
+def load_results(profile: str) -> dict[str, dict]:
+    """All results so far, by the run's name."""
+    results = {}
+    for path in sorted((RESULTS / profile).glob("*.jsonl")):
+        for line in path.read_text().splitlines():
+            result = json.loads(line)
+            results[result["name"]] = result
+    return results
+
+
+def score(result: dict) -> float:
+    """What a learning rate is chosen by: held-out accuracy, a mean of the last three evaluations against the noise."""
+    return float(np.mean([point["accuracy"] for point in result["curve"][-3:]]))
+
+
+def choose_learning_rates(profile: Profile, results: dict[str, dict]) -> dict[tuple[str, str], float]:
+    """The best learning rate of each (regime, contender) over the tuning seeds."""
+    scores: dict[tuple[str, str, float], list[float]] = {}
+    for run in profile.tuning():
+        scores.setdefault((run.regime, run.contender, run.learning_rate), []).append(score(results[run.name]))
+    best: dict[tuple[str, str], tuple[float, float]] = {}
+    for (regime, contender, learning_rate), values in scores.items():
+        best[regime, contender] = max(
+            best.get((regime, contender), (-1.0, 0.0)), (float(np.mean(values)), learning_rate)
+        )
+    return {key: learning_rate for key, (_, learning_rate) in best.items()}
+
+
+def run_all(profile: str, runs: Iterable[Run], workers: int, label: str) -> None:
+    """Run what has no result yet, and save each result as it comes."""
+    done = load_results(profile)
+    missing = [run for run in runs if run.name not in done]
+    if not missing:
+        return
+    (RESULTS / profile).mkdir(parents=True, exist_ok=True)
+    total = sum(weight(run) for run in missing)
+    bar_format = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
+    with (
+        multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=40) as pool,
+        tqdm(total=total, desc=label, bar_format=bar_format) as bar,
+    ):
+        for finished, (run, result) in enumerate(pool.imap_unordered(_work, missing), 1):
+            line = json.dumps({"name": run.name} | result, separators=(",", ":"))
+            with open(RESULTS / profile / f"{run.task}-{run.regime}.jsonl", "a") as file:
+                file.write(line + "\n")
+            bar.set_postfix_str(f"{finished}/{len(missing)} runs, {run.name}", refresh=False)
+            bar.update(weight(run))
+
+
+def weight(run: Run) -> float:
+    """About how long a run takes, in the unit of the progress bar."""
+    return (
+        run.steps * CONTENDERS[run.contender].budget * {"arithmetic": 1.0, "countdown": 1.6, "sorting": 1.6}[run.task]
+    )
+
+
+def _work(run: Run) -> tuple[Run, dict]:
+    try:
+        return run, execute(run)
+    except Exception as error:
+        raise RuntimeError(f"{run.name} failed: {error}") from error
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", choices=PROFILES, default="quick")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes, one core each")
+    parser.add_argument("--tuning_only", action="store_true", help="stop when learning rates are known")
+    parser.add_argument("--regimes", nargs="+", choices=REGIMES, help="only these, to begin with")
+    args = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+    def wanted(runs: list[Run]) -> list[Run]:
+        return [run for run in runs if args.regimes is None or run.regime in args.regimes]
+
+    profile = PROFILES[args.profile]
+    run_all(args.profile, wanted(profile.tuning()), args.workers, "learning rates")
+    if args.tuning_only or args.regimes:
+        return
+    chosen = choose_learning_rates(profile, load_results(args.profile))
+    run_all(args.profile, profile.report(chosen), args.workers, "report")
+
+
+if __name__ == "__main__":
+    main()
