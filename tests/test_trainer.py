@@ -216,7 +216,8 @@ def test_unequal_groups_equal_plain_python(model, tmp_path, allocation, aggregat
         assert logs["knapsack/difficulty/extremely_easy"] == pytest.approx(sum(p == 1 for p in rates) / 8)
 
 
-def test_gradients_of_unequal_groups_are_those_of_the_logged_advantages(model, tmp_path):
+@pytest.mark.parametrize("power", [1.0, 0.5, 0.0])
+def test_gradients_of_unequal_groups_are_those_of_the_logged_advantages(model, tmp_path, power):
     """The advantages in the log are those in the loss: the gradient of one step, recomputed from the logged rows."""
     args = KnapsackGRPOConfig(
         **options(
@@ -224,6 +225,7 @@ def test_gradients_of_unequal_groups_are_those_of_the_logged_advantages(model, t
             max_steps=1,
             gradient_accumulation_steps=1,
             loss_type="grpo",
+            group_weight_power=power,
             log_completions=True,
             num_completions_to_print=1,
             max_grad_norm=0.0,
@@ -252,6 +254,14 @@ def test_gradients_of_unequal_groups_are_those_of_the_logged_advantages(model, t
     )
     trainer.train()
     table = pd.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
+
+    # A group weighs in the loss as its size to the power, and all groups together as all rollouts.
+    counts = [2, 9, 3, 2]
+    weights = [16 * n**power / sum(m**power for m in counts) for n in counts]
+    rewards = [[None if math.isnan(r) else r] for r in table["reward"].tolist()]
+    plain = oracle.split(oracle.advantages(rewards, counts, [1.0], "group", "sum_then_normalize"), counts)
+    expected = [a * w / n for group, w, n in zip(plain, weights, counts, strict=True) for a in group]
+    assert table["advantage"].tolist() == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
     fresh = type(trainer.model).from_pretrained(model)
     losses = []
@@ -567,6 +577,7 @@ def test_resuming_without_success_rates_is_refused(model, tmp_path):
         ({"min_generations": 1}, r"min_generations \(1\) must be at least 2"),
         ({"min_generations": 5}, r"min_generations \(5\) must be at most num_generations \(4\)"),
         ({"max_generations": 3}, r"max_generations \(3\) must be at least num_generations \(4\)"),
+        ({"group_weight_power": 1.5}, r"group_weight_power \(1.5\) must lie between 0, every prompt weighs the same"),
         ({"allocation": "greedy"}, r"allocation 'greedy' must be one of 'posterior'"),
         ({"success_prior": [0.0, 0.5]}, r"success_prior \(0.0, 0.5\)"),
         ({"success_decay": 1.5}, r"success_decay \(1.5\)"),
