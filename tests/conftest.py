@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import loopback_hub
 import pytest
 import tiny
 
@@ -13,3 +14,11 @@ import tiny
 def model(tmp_path_factory) -> str:
     """Folder of the tiny model."""
     return tiny.save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub on loopback: the client of this process is connected to it, logged in, with an empty cache."""
+    with loopback_hub.LoopbackHub() as hub:
+        loopback_hub.connect(hub, monkeypatch, str(tmp_path / "cache"))
+        yield hub

@@ -9,7 +9,9 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+import huggingface_hub
 import yaml
+from huggingface_hub import constants
 
 
 TOKEN = "hf_loopback"
@@ -72,6 +74,21 @@ class LoopbackHub:
 
     def files(self, name: str, branch: str = "main") -> dict[str, bytes]:
         return self.commits[self.repos[name]["branches"][branch]]
+
+
+def connect(hub: LoopbackHub, monkeypatch, cache: str) -> None:
+    """Connect the client of this process, which read the environment variables when it was imported."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", cache)
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.endpoint)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # keeps the endpoint of its first use
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
 
 
 class _Refused(Exception):

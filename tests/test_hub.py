@@ -9,13 +9,12 @@ import sys
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import pytest
 import tiny
 import yaml
 from huggingface_hub import ModelCard, constants
-from loopback_hub import TOKEN, LoopbackHub
+from loopback_hub import TOKEN
 from trl import GRPOConfig, ModelConfig, ScriptArguments, TrlParser
 
 from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer, SuccessRateTracker
@@ -34,23 +33,6 @@ RECIPE = {
     "model_init_kwargs": {"dtype": "bfloat16"},
     "bf16": False,
 }
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """The client of this process, connected to a Hub on loopback, logged in, with an empty cache."""
-    with LoopbackHub() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.endpoint)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield hub
 
 
 def config(**options) -> KnapsackGRPOConfig:
@@ -163,7 +145,13 @@ def values_of(option, rng: random.Random):
 def test_the_round_trip_is_exact(tmp_path, seed):
     rng = random.Random(seed)
     mine = {"push_to_hub", "do_train", "do_eval", "do_predict", "log_on_each_node", "save_on_each_node", "use_cpu"}
-    mine |= {"trust_remote_code", "hub_always_push", "disable_tqdm", "restore_callback_states_from_checkpoint"}
+    mine |= {
+        "trust_remote_code",
+        "hub_always_push",
+        "disable_tqdm",
+        "restore_callback_states_from_checkpoint",
+        "resume_success_state",
+    }
     clash = {
         "load_best_model_at_end",
         "use_transformers_paged",
@@ -584,6 +572,18 @@ def test_success_rates_that_are_unfit(hub, model, tmp_path, files, message):
     hub.put("me/recipe", **{name: sound if content is None else content for name, content in files.items()})
     with pytest.raises((OSError, ValueError), match=message):
         run_of(model, tmp_path / "out", success_state_path="me/recipe")
+
+
+def test_success_rates_that_unpack_to_too_much(hub, model, tmp_path, monkeypatch):
+    tracker = SuccessRateTracker()
+    tracker.observe([str(i) for i in range(10_000)], [1] * 10_000, [2] * 10_000)
+    tracker.save(tmp_path / "state.npz")
+    hub.put("me/recipe", knapsack_state__npz=(tmp_path / "state.npz").read_bytes())
+    monkeypatch.setattr("trl_knapsack.success_state.MAX_STATE_BYTES", 10_000 * 48)
+    with pytest.raises(ValueError, match="knapsack_state.npz of me/recipe unpacks to [0-9]+ bytes, more than 480000"):
+        run_of(model, tmp_path / "out", success_state_path="me/recipe")
+    monkeypatch.setattr("trl_knapsack.success_state.MAX_STATE_BYTES", 10_000 * 48 + 200_000)
+    assert len(run_of(model, tmp_path / "out", success_state_path="me/recipe").success_tracker) == 10_000
 
 
 def test_a_folder_of_that_name_comes_first(hub, model, tmp_path, monkeypatch):

@@ -4,7 +4,6 @@ import pytest
 import tiny
 import yaml
 from huggingface_hub import ModelCard
-from test_hub import hub  # noqa: F401, a fixture
 from trl import GRPOTrainer
 
 from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer
@@ -86,9 +85,12 @@ def test_a_run_without_logs_and_with_rules_of_its_own(model, tmp_path, caplog):
     trainer.args.model_init_kwargs = {"token": "abc"}
     trainer.create_model_card()
     card = (tmp_path / "README.md").read_text()
+    (log,) = [entry for entry in trainer.state.log_history if "knapsack/generations/max" in entry]  # at the end
     assert section(card) == {
         "Allocation": "`my_policy`",
         "Generations of a prompt": "4 in the mean, between 2 and 10; 8 prompts share 32",
+        "Generations seen": "smallest 4, median 4, largest 4",
+        "Effective gradient ratio": f"mean {log['knapsack/effective_gradient_ratio']:.2f}",
         "Rollouts": "64",  # each batch serves two steps
         "Prompts with a success rate": "16",
         "A completion succeeds if": "a rule of the user's own",
@@ -111,7 +113,7 @@ def test_other_ranks_write_nothing(model, tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["end", "checkpoint"])
-def test_pushed_to_the_hub(hub, model, tmp_path, strategy):  # noqa: F811
+def test_pushed_to_the_hub(hub, model, tmp_path, strategy):
     """A model's repository is one of a configuration and of success rates, too."""
     trainer = trained(
         model,

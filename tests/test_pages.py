@@ -56,7 +56,9 @@ def chat_model(tmp_path_factory) -> str:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name)
-def test_python_snippets_run_in_their_order(page, clone, chat_model, monkeypatch):
+def test_python_snippets_run_in_their_order(page, clone, chat_model, monkeypatch, request):
+    if page.name == "hub.md":
+        request.getfixturevalue("hub")
     monkeypatch.chdir(clone)
     monkeypatch.setattr(datasets, "load_dataset", math_problems)
     namespace = {"__name__": "__main__"}

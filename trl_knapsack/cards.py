@@ -199,7 +199,10 @@ def _seen(log_history: Sequence[Mapping[str, float]]) -> dict[str, str]:
         [entry[f"knapsack/generations/{name}"] for entry in logs] for name in ("min", "median", "max")
     )
     ratios = [entry["knapsack/effective_gradient_ratio"] for entry in logs]
+    mean = f"mean {statistics.fmean(ratios):.2f}"
     return {
         "Generations seen": f"smallest {min(least):.0f}, median {statistics.median(middle):g}, largest {max(most):.0f}",
-        "Effective gradient ratio": f"first {ratios[0]:.2f}, mean {statistics.fmean(ratios):.2f}, last {ratios[-1]:.2f}",
+        "Effective gradient ratio": mean
+        if len(logs) == 1
+        else f"first {ratios[0]:.2f}, {mean}, last {ratios[-1]:.2f}",
     }
