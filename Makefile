@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-trl test-vllm docs lint clean
+.PHONY: demo test test-slow test-trl test-vllm docs release lint clean
 
 demo: $(VENV)/.installed
 	PYTHONWARNINGS=ignore::FutureWarning $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -14,7 +14,7 @@ test: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(VENV)/.installed
+test-slow: $(VENV)/.extras-installed
 	$(BIN)/pip install --quiet -c constraints.txt bitsandbytes  # for QLoRA; without it peft starts without complaint
 	$(BIN)/python -m pytest -m slow
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest tests/allocation
@@ -31,9 +31,15 @@ test-trl: $(VENV)/.installed
 	PYTHONPATH=$(VENV)/trl-$(TRL) $(BIN)/python -c "import trl; print('trl', trl.__version__); assert trl.__version__ == '$(TRL)'"
 	PYTHONPATH=$(VENV)/trl-$(TRL) $(BIN)/python -m pytest tests/test_trainer.py
 
-docs: $(VENV)/.docs-installed
+docs: $(VENV)/.extras-installed
 	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
 	@echo "the site: docs/_build/html/index.html"
+
+# A wheel and an sdist in dist/, ready for PyPI: see docs/releasing.md
+release: $(VENV)/.extras-installed
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
@@ -47,8 +53,8 @@ $(VENV)/.installed: setup.py constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
-$(VENV)/.docs-installed: $(VENV)/.installed
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs]"
+$(VENV)/.extras-installed: $(VENV)/.installed
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[docs,release]"
 	touch $@
 
 # Training on the CPU works without the three that are removed, and not with them.

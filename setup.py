@@ -13,8 +13,8 @@ EXTRAS = {
     "plots": ["matplotlib", "jinja2"],
     "genetic": ["pymoo"],
     "docs": ["sphinx", "myst-parser>=5", "furo"],
+    "release": ["build", "twine"],
 }
-EXTRAS["release"] = ["build", "twine"]
 EXTRAS["dev"] = [
     *EXTRAS["math"],
     *EXTRAS["plots"],
