@@ -35,6 +35,11 @@ RECIPE = {
 }
 
 
+@dataclass
+class RewardArguments(ScriptArguments):
+    reward_funcs: list[str] | None = None
+
+
 def config(**options) -> KnapsackGRPOConfig:
     return KnapsackGRPOConfig(**{"output_dir": "out", "use_cpu": True, **RECIPE, **options})
 
@@ -92,6 +97,22 @@ def test_what_is_yours_is_not_published(hub, tmp_path, model):
     for content in hub.files("me/recipe").values():
         for secret in (str(tmp_path), "hf_xxx", "10.0.0.1", "me/model"):
             assert secret.encode() not in content
+
+
+def test_what_others_could_not_read_is_not_published(hub, caplog):
+    kwargs = {"dtype": "bfloat16", "device_map": "auto", "trust_remote_code": False, "attn_implementation": None}
+    mine = config(model_init_kwargs=kwargs, trust_remote_code=True, generation_kwargs={"custom_generate": "me/code"})
+    kernel = ModelConfig(model_name_or_path="owner/model", attn_implementation="owner/kernel")
+    mine.push_config_to_hub("me/recipe", script_args=[kernel, RewardArguments(reward_funcs=["my.reward"])])
+    assert yaml.safe_load(hub.files("me/recipe")["knapsack_config.yaml"]) == {
+        **RECIPE,
+        "model_init_kwargs": {"dtype": "bfloat16", "attn_implementation": None},
+        "generation_kwargs": {},
+        "model_name_or_path": "owner/model",
+    }
+    assert load().model_init_kwargs == {"dtype": "bfloat16", "attn_implementation": None}
+    said = [record.getMessage().split(" (")[0] for record in caplog.records if record.name.startswith("trl_knapsack")]
+    assert sorted(said) == ["generation_kwargs.custom_generate", "model_init_kwargs.device_map"]
 
 
 @pytest.mark.parametrize(
@@ -289,6 +310,20 @@ def test_a_stranger_decides_nothing_of_this_machine(hub, content, name):
         KnapsackGRPOConfig.from_pretrained("them/theirs", **CPU)
     assert str(error.value).startswith(f"{name} (")
     assert "in knapsack_config.yaml of them/theirs is not for a configuration from the Hub to set" in str(error.value)
+
+
+def test_rewards_by_name_or_by_path(hub):
+    types = (RewardArguments, KnapsackGRPOConfig, ModelConfig)
+    hub.put("them/theirs", knapsack_config__yaml="reward_funcs: [accuracy_reward]")
+    script, *_ = TrlParser(types).parse_args_and_config(
+        resolve_config_argument(["--config", "them/theirs", "--use_cpu", "--bf16", "false"], types)
+    )
+    assert script.reward_funcs == ["accuracy_reward"]
+    hub.put("them/others", knapsack_config__yaml="reward_funcs: [os.system]")
+    with pytest.raises(
+        ValueError, match=r"reward_funcs \(\['os.system'\]\) in .* is not for a configuration from the Hub"
+    ):
+        resolve_config_argument(["--config", "them/others"], types)
 
 
 def test_yaml_reads_some_numbers_as_text(tmp_path):

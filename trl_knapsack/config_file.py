@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import logging
 import os
 import re
 import types
@@ -16,6 +17,8 @@ from typing import Any, Literal
 import trl
 import yaml
 
+
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "knapsack_config.yaml"
 MAX_BYTES = 64 * 1024  # a configuration with every field set has a quarter of it
@@ -50,6 +53,17 @@ def is_personal(name: str) -> bool:
     return name in _PERSONAL or name.startswith(_PERSONAL_PREFIXES)
 
 
+def _is_yours(name: str, path: str, key: str, item: Any) -> bool:
+    """Whether `item`, at `path` within the field `name`, is for the user of a machine alone to decide."""
+    return (
+        is_personal(key)
+        or key in _RUNS_CODE
+        or (key == "attn_implementation" and "/" in str(item))  # a kernel from the Hub is code
+        or (key == "reward_funcs" and "." in str(item))  # and so is a function by its path
+        or (name == "model_init_kwargs" and path.count(".") == 1 and key not in _SAFE_MODEL_KWARGS)
+    )
+
+
 # ------------------------------------------------------------------------------------------------------- writing
 
 
@@ -67,13 +81,10 @@ def recipe(config: Any, script_args: Sequence[Any] = ()) -> dict[str, Any]:
     values = {}
     for part in (config, *script_args):
         for name, value in as_given(part).items():
-            if (
-                is_personal(name)
-                or (name in _NAMES_OR_PATHS and value is not None and _is_a_place(value))
-                or (name == "reward_funcs" and "." in str(value))  # code that the reader does not have
-            ):
+            if name in _NAMES_OR_PATHS and value is not None and _is_a_place(value):
                 continue
-            values[name] = _plain(name, value)
+            if not _is_yours(name, name, name, value):
+                values[name] = _shared(name, name, _plain(name, value))
     return values
 
 
@@ -104,6 +115,21 @@ def write_config_file(path: str | os.PathLike, values: dict[str, Any]) -> None:
     head = f"# Knapsack GRPO: written by trl_knapsack {__version__} with trl {trl.__version__}\n"
     body = yaml.safe_dump(values, sort_keys=False, allow_unicode=True) if values else "{}\n"
     Path(path).write_text(head + body, encoding="utf-8")
+
+
+def _shared(name: str, path: str, value: Any) -> Any:
+    """`value` without what is for the user of a machine alone to decide: others could not read it from the Hub."""
+    if isinstance(value, list):
+        return [_shared(name, path, item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {}
+    for key, item in value.items():
+        if not _is_yours(name, f"{path}.{key}", key, item):
+            kept[key] = _shared(name, f"{path}.{key}", item)
+        elif item:
+            logger.warning(f"{path}.{key} ({item!r}) is not saved: whoever uses the configuration must set it.")
+    return kept
 
 
 def _is_a_place(value: str) -> bool:
@@ -229,15 +255,9 @@ def _unknown(name: Any, known: dict[str, Any], dataclass_types: Sequence[type], 
 
 
 def _check_foreign(name: str, value: Any, source: str) -> None:
-    """Refuse what a stranger's configuration may not decide: accounts, servers, places, and code to run."""
+    """Refuse what a stranger's configuration may not decide."""
     for path, key, item in _walk(name, name, value):
-        if (
-            is_personal(key)
-            or key in _RUNS_CODE
-            or (key == "attn_implementation" and "/" in str(item))  # a kernel from the Hub is code
-            or (key == "reward_funcs" and "." in str(item))  # and so is a function by its path
-            or (name == "model_init_kwargs" and path.count(".") == 1 and key not in _SAFE_MODEL_KWARGS)
-        ):
+        if _is_yours(name, path, key, item):
             raise ValueError(
                 f"{path} ({item!r}) in {source} is not for a configuration from the Hub to set, because it concerns "
                 "your machine, your accounts, or code to run; remove it there, and set it yourself if you want it."
