@@ -15,7 +15,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,7 @@ class Profile:
     on_one_task: tuple[str, ...] = tuple(CONTENDERS)
     on_all_tasks: tuple[str, ...] = ON_ALL_TASKS
     tasks: tuple[str, ...] = tuple(TASKS)
-    regimes: tuple[str, ...] = ("saturated", "broad", "hard")
+    regimes: tuple[str, ...] = REGIMES
 
     def tuning(self) -> list[Run]:
         return [
@@ -152,18 +152,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", choices=PROFILES, default="quick")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes, one core each")
-    parser.add_argument("--tuning_only", action="store_true", help="stop when learning rates are known")
-    parser.add_argument("--regimes", nargs="+", choices=REGIMES, help="only these, to begin with")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, help="only these, to begin with")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, help="only these, to begin with")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
 
-    def wanted(runs: list[Run]) -> list[Run]:
-        return [run for run in runs if args.regimes is None or run.regime in args.regimes]
-
     profile = PROFILES[args.profile]
-    run_all(args.profile, wanted(profile.tuning()), args.workers, "learning rates")
-    if args.tuning_only or args.regimes:
-        return
+    profile = replace(
+        profile,
+        tasks=tuple(task for task in profile.tasks if task in (args.tasks or TASKS)),
+        **{
+            group: tuple(name for name in getattr(profile, group) if name in (args.contenders or CONTENDERS))
+            for group in ("tuned", "on_one_task", "on_all_tasks")
+        },
+    )
+    run_all(args.profile, profile.tuning(), args.workers, "learning rates")
     chosen = choose_learning_rates(profile, load_results(args.profile))
     run_all(args.profile, profile.report(chosen), args.workers, "report")
 

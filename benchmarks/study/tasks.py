@@ -28,7 +28,7 @@ from make_math_policy import KINDS as MATH_KINDS  # noqa: E402
 
 
 POLICIES = HERE / "policies"
-REGIMES = ("broad", "hard", "saturated")
+REGIMES = ("saturated", "broad", "hard")
 NUM_TRAIN, NUM_HELD_OUT = 480, 320
 
 
@@ -82,7 +82,7 @@ def _arithmetic(rng: random.Random) -> tuple[Problem, float]:
     prompt, answer = MATH_KINDS[name].make(rng.randint, lambda: False)
     rng.setstate(state)  # the same operands
     _, mistake = MATH_KINDS[name].make(rng.randint, lambda: True)
-    return Problem(prompt, (str(answer),), str(mistake)), _graded(prompt, _CARELESS[name])
+    return Problem(prompt, (str(answer),), str(mistake)), _graded(prompt[0], _CARELESS[name])
 
 
 # --- countdown: three numbers and a target ----------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def _expressions(numbers: tuple[int, ...]) -> dict[str, int]:
 
 
 def _countdown(rng: random.Random) -> tuple[Problem, float]:
-    numbers = tuple(sorted(rng.randint(1, 15) for _ in range(3)))
+    numbers = tuple(sorted(rng.randint(1, 20) for _ in range(3)))
     expressions = _expressions(numbers)
     targets = sorted({value for value in expressions.values() if 0 < value < 200})
     target = rng.choice(targets)
@@ -109,8 +109,8 @@ def _countdown(rng: random.Random) -> tuple[Problem, float]:
     mistake = min(rng.sample(wrong, 4), key=lambda expression: abs(expressions[expression] - target))
     prompt = f"{','.join(map(str, numbers))}>{target}:"
     times = min(expression.count("*") for expression in solutions)
-    bounds = ((0.0, 0.4), (0.0, 0.9), (0.2, 0.95))[times]
-    return Problem(prompt, solutions, mistake), _graded(prompt, bounds)
+    bounds = ((0.0, 0.3), (0.0, 0.95), (0.3, 1.0))[times]
+    return Problem(prompt, solutions, mistake), _graded(prompt[-2], bounds)
 
 
 # --- sorting: letters in ascending (<) or descending (>) order, within brackets ---------------------------------------
@@ -129,13 +129,13 @@ def _sorting(rng: random.Random) -> tuple[Problem, float]:
     mistakes = [mistake for mistake in mistakes if mistake != f"[{ordered}]"]
     prompt = letters + direction
     bounds = (0.0, 0.4) if len(letters) < 5 else (0.0, 0.96) if direction == "<" else (0.3, 1.0)
-    return Problem(prompt, (f"[{ordered}]",), rng.choice(mistakes)), _graded(prompt, bounds)
+    return Problem(prompt, (f"[{ordered}]",), rng.choice(mistakes)), _graded(prompt[0], bounds)
 
 
-def _graded(prompt: str, bounds: tuple[float, float]) -> float:
-    """How often the careless teacher errs: between the bounds, by the prompt's first character, which a policy sees."""
+def _graded(character: str, bounds: tuple[float, float]) -> float:
+    """How often the careless teacher errs: between the bounds, by a character of the prompt, which a policy sees."""
     low, high = bounds
-    return low + (high - low) * (ord(prompt[0]) % 4) / 3
+    return low + (high - low) * (ord(character) % 4) / 3
 
 
 TASKS = {
