@@ -71,15 +71,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _results(model: str, args: argparse.Namespace):
-    from ..evaluation import EvaluationResults, evaluate_policy, exact_answers, math_answers
-    from .data import load_splits, split_of
-    from .rewards import load_reward
+    from ..evaluation import EvaluationResults
 
     if model.endswith(".jsonl"):
         return EvaluationResults.load(model, success_threshold=args.success_threshold)
     for option in ("dataset_name", "reward_func"):
         if getattr(args, option) is None:
             raise ValueError(f"{model} is no .jsonl file of results, so it is a model, which needs --{option}.")
+
+    from ..evaluation import evaluate_policy, exact_answers, math_answers
+    from .data import load_splits, split_of
+    from .rewards import load_reward
+
     splits = load_splits(args.dataset_name, args.dataset_config)
     problems = split_of(splits, args.dataset_name, args.dataset_test_split, "dataset_test_split")
     if args.num_eval_problems is not None:

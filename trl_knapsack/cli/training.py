@@ -35,6 +35,10 @@ class RewardArguments(ScriptArguments):
         default=None, metadata={"help": "Reward model on the Hub or on disk, before the functions."}
     )
 
+    def __post_init__(self):
+        if isinstance(self.reward_funcs, str):  # one name in a YAML file
+            self.reward_funcs = [self.reward_funcs]
+
 
 TYPES = (RewardArguments, KnapsackGRPOConfig, ModelConfig)
 
@@ -64,7 +68,7 @@ def check(script_args: RewardArguments, training_args: KnapsackGRPOConfig, model
     if not script_args.reward_funcs and script_args.reward_model_name_or_path is None:
         raise ValueError("no rewards; give --reward_funcs, or --reward_model_name_or_path.")
     for name in script_args.reward_funcs or []:
-        check_reward(name)
+        check_reward(name) if "." in name else load_reward(name)  # only TRL's own are imported here
 
 
 def make_trainer(

@@ -1,0 +1,517 @@
+"""The command line as a stranger, a pipe and a script use it."""
+
+import csv
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trl_knapsack import RolloutHistory, SuccessRateTracker
+from trl_knapsack.cli import COMMANDS, main
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def command(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "trl_knapsack", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture
+def run(capsys):
+    """Run in this process; returns the exit code, stdout and stderr."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as exit:
+            code = exit.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def rates(tmp_path) -> Path:
+    path = tmp_path / "rates.csv"
+    path.write_text("id,successes,trials,note\na,0,8,x\nb,1,8,y\nc,4,8,z\nd,8,8,\n")
+    return path
+
+
+@pytest.fixture
+def run_folder(tmp_path) -> Path:
+    """A run of three steps, written by hand: `lazy` is solved, `stuck` never, `moves` and `late` get better."""
+    visits = [
+        (1, {"lazy": (8, 8, 80), "stuck": (0, 8, 400), "moves": (0, 8, 100)}),
+        (2, {"lazy": (2, 2, 20), "stuck": (0, 20, 900), "late": (1, 2, 30)}),
+        (3, {"stuck": (0, 14, 700), "moves": (6, 8, 90), "late": (2, 2, 20)}),
+    ]
+    tracker, lines = SuccessRateTracker(), []
+    for step, batch in visits:
+        keys = list(batch)
+        won, tried, tokens = (list(column) for column in zip(*batch.values(), strict=True))
+        evidence = tracker.evidence(keys)
+        line = {
+            "step": step,
+            "epoch": step / 3,
+            "allocation": "posterior",
+            "solver_seconds": 0.0,
+            "rank_imbalance": 1.0,
+        }
+        line |= {"keys": keys, "counts": tried, "successes": won, "trials": tried, "tokens": tokens}
+        line |= {"mixed": [int(0 < s < n) for s, n in zip(won, tried, strict=True)]}
+        line |= {"mean_reward": [s / n for s, n in zip(won, tried, strict=True)]}
+        line |= {"alpha": evidence.alpha.tolist(), "beta": evidence.beta.tolist(), "visits": evidence.visits.tolist()}
+        line |= {"last_rate": [None if np.isnan(rate) else rate for rate in evidence.last_rate]}
+        lines.append(json.dumps(line) + "\n")
+        tracker.observe(keys, won, tried, tokens=tokens)
+    folder = tmp_path / "run"
+    (folder / "checkpoint-2").mkdir(parents=True)
+    (folder / "knapsack_records.jsonl").write_text("".join(lines))
+    tracker.save(folder / "knapsack_state.npz")
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------- the whole command
+
+
+def test_help_names_every_command():
+    done = command("--help")
+    assert done.returncode == 0
+    assert [name for name in COMMANDS if not re.search(rf"^    {name}  ", done.stdout, re.MULTILINE)] == []
+
+
+@pytest.mark.parametrize(
+    "line", ["--help", "allocate RATES --budget 32", "inspect RUN", "plot RUN --report REPORT", "simulate --mix hard --prompts 40"]
+)  # fmt: skip
+def test_what_needs_no_torch_loads_none(line, rates, run_folder, tmp_path):
+    arguments = (
+        line.replace("RATES", str(rates)).replace("RUN", str(run_folder)).replace("REPORT", str(tmp_path / "r.html"))
+    )
+    code = (
+        "import sys\nfrom trl_knapsack.cli import main\n"
+        f"try:\n    code = main({arguments.split()!r})\nexcept SystemExit as exit:\n    code = exit.code\n"
+        "heavy = {'torch', 'trl', 'transformers', 'datasets', 'accelerate'} & set(sys.modules)\n"
+        "sys.exit(f'{code} {sorted(heavy)}' if code or heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_loads_no_numbers(name):
+    if name == "train":  # its flags are TRL's, which needs torch
+        pytest.skip("train --help lists the fields of TRL's dataclasses")
+    code = (
+        "import sys\nfrom trl_knapsack.cli import main\n"
+        f"try:\n    main([{name!r}, '--help'])\nexcept SystemExit as exit:\n    assert exit.code == 0\n"
+        "sys.exit(str({'torch', 'numpy', 'numba', 'rich', 'matplotlib'} & set(sys.modules) or 0))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.strip() == "0" and name in done.stdout
+
+
+def test_a_terminal_gets_tables_by_rich(rates):
+    """With a real terminal as its output: lines are drawn, and bold has escape codes."""
+    import pty
+
+    parent, child = pty.openpty()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trl_knapsack", "allocate", str(rates), "--budget", "32"], stdout=child, env=environment
+    )
+    os.close(child)
+    shown = b""
+    while True:
+        try:
+            read = os.read(parent, 4096)
+        except OSError:  # the end of a terminal on Linux
+            break
+        if not read:
+            break
+        shown += read
+    os.close(parent)
+    assert process.wait() == 0
+    assert "─" in shown.decode() and "\x1b[1m" in shown.decode()
+
+
+def test_a_reader_that_stops_is_no_error(rates):
+    many = "success_rate\n" + "0.5\n" * 20_000
+    rates.write_text(many)
+    line = f"{sys.executable} -m trl_knapsack allocate {rates} --num_generations 8 --json | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "{\n", "")
+
+
+# ---------------------------------------------------------------------------------------------------------- allocate
+
+
+def greedy(alpha, beta, budget, low=2, high=128):
+    """Best counts under beliefs, one rollout at a time; expected gains by the moments of the Beta distribution."""
+
+    def moment(a, b, i, j):  # E[p^i (1-p)^j]
+        top = [a + k for k in range(i)] + [b + k for k in range(j)]
+        return math.prod(x / (a + b + k) for k, x in enumerate(top))
+
+    def gain(a, b, n):  # E[p (1-p)^2 (p^n (1-p) + (1-p)^n p)]
+        return moment(a, b, n + 1, 3) + moment(a, b, 2, n + 2)
+
+    counts = [low] * len(alpha)
+    while sum(counts) < budget:
+        gains = [gain(a, b, n) if n < high else -1 for a, b, n in zip(alpha, beta, counts, strict=True)]
+        counts[int(np.argmax(gains))] += 1
+    return counts
+
+
+def test_allocate_gives_the_best_counts_for_what_is_believed(run, rates, tmp_path):
+    expected = greedy([0.5, 1.5, 4.5, 8.5], [8.5, 7.5, 4.5, 0.5], 32)
+    code, out, err = run("allocate", rates, "--budget", 32, "--json", "--output", tmp_path / "counts.csv")
+    said = json.loads(out)
+    assert (code, err) == (0, "")
+    assert [prompt["generations"] for prompt in said["prompts"]] == expected
+    assert [prompt["id"] for prompt in said["prompts"]] == ["a", "b", "c", "d"]
+    assert [prompt["success_rate"] for prompt in said["prompts"]] == pytest.approx([0.5 / 9, 1.5 / 9, 0.5, 8.5 / 9])
+    assert said["budget"] == 32 and sum(row["rollouts"] for row in said["explanation"]) == 32
+    with open(tmp_path / "counts.csv", newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [int(row["generations"]) for row in written] == expected and [row["id"] for row in written] == list("abcd")
+
+    code, out, _ = run("allocate", rates, "--num_generations", 8)
+    shown = [line.split() for line in out.split("\n\n")[0].splitlines()[2:]]
+    assert [(line[0], int(line[-1])) for line in shown] == list(zip("abcd", expected, strict=True))
+    assert "of uniform" in out and "of the paper's rule" in out
+
+
+def test_allocate_takes_every_kind_of_table(run, tmp_path):
+    def counts(text: str, *flags, name: str = "table.csv") -> list[int]:
+        (tmp_path / name).write_text(text)
+        code, out, err = run("allocate", tmp_path / name, "--budget", 40, "--json", *flags)
+        assert code == 0, err
+        return [prompt["generations"] for prompt in json.loads(out)["prompts"]]
+
+    rates = "success_rate\n0.0\n0.1\n0.4\n0.9\n1.0\n"
+    assert counts(rates) == [2, 24, 9, 3, 2]  # as in the README
+    assert counts("alpha\tbeta\n0.5\t8.5\n4.5\t4.5\n", name="t.tsv") == greedy([0.5, 4.5], [8.5, 4.5], 40)
+    assert counts(rates, "--allocation", "uniform") == [8] * 5
+    assert counts(rates, "--allocation", "filter") == [2, 12, 12, 12, 2]
+    assert counts(rates, "--max_generations", 12) == [2, 12, 12, 12, 2]  # nothing to gain at 0 and 1
+    trials = "successes,trials\n2,4\n0,0\n"
+    assert counts(trials) == greedy([2.5, 0.5], [2.5, 0.5], 40)
+    assert counts(trials, "--success_prior", 1, 3) == greedy([3, 1], [5, 3], 40)
+
+
+def test_allocate_heeds_tokens(run, tmp_path):
+    table = tmp_path / "costs.csv"
+    table.write_text("success_rate,cost\n0.02,900\n0.1,700\n0.4,500\n0.9,300\n1.0,250\n")
+    code, out, _ = run("allocate", table, "--budget", 40, "--cost_weight", 1e-6, "--json")
+    assert [prompt["generations"] for prompt in json.loads(out)["prompts"]] == [2, 21, 9, 6, 2]  # docs/allocator.md
+    code, out, _ = run("allocate", table, "--budget", 40, "--max_cost", 22000)
+    assert code == 0 and "expected tokens 21,700" in out
+
+
+def test_allocate_reads_the_state_of_a_run(run, run_folder):
+    alpha, beta = 0.5, 0.5 + 0.85 * (0.85 * 8 + 20) + 14  # what is left of `stuck`
+    code, out, _ = run("allocate", run_folder, "--num_generations", 8, "--json")
+    prompts = {prompt["id"]: prompt for prompt in json.loads(out)["prompts"]}
+    assert prompts.keys() == {"lazy", "stuck", "moves", "late"}
+    assert prompts["stuck"]["success_rate"] == pytest.approx(alpha / (alpha + beta))
+    assert sum(prompt["generations"] for prompt in prompts.values()) == 32
+    (run_folder / "knapsack_state.npz").rename(run_folder / "checkpoint-2" / "knapsack_state.npz")
+    assert run("allocate", run_folder, "--num_generations", 8, "--json")[1] == out  # of the newest checkpoint
+    code, out, _ = run("allocate", run_folder, "--num_generations", 8, "--cost_weight", 1e-5, "--json")
+    assert json.loads(out)["cost"] > 0  # lengths are in the state
+
+
+# ----------------------------------------------------------------------------------------------------------- inspect
+
+
+def test_inspect_finds_the_hardest_the_stuck_and_the_dear(run, run_folder):
+    code, out, err = run("inspect", run_folder, "--json")
+    said = json.loads(out)
+    assert (code, err) == (0, "")
+    assert (said["prompts"], said["rollouts"], said["tokens"], said["steps"]) == (4, 72, 2340, 3)
+    assert [prompt["prompt"] for prompt in said["stuck"]] == ["stuck"]
+    assert said["stuck_share_of_rollouts"] == pytest.approx(42 / 72)
+    assert [prompt["prompt"] for prompt in said["hardest"]] == ["stuck", "moves", "late", "lazy"]
+    assert [prompt["prompt"] for prompt in said["most_tokens"]] == ["stuck", "moves", "lazy", "late"]
+    assert [(prompt["prompt"], prompt["rollouts"]) for prompt in said["most_rollouts"]] == [
+        ("stuck", 42), ("moves", 16), ("lazy", 10), ("late", 4)
+    ]  # fmt: skip
+    moves = said["hardest"][1]
+    won, lost = 0.5 + 6, 0.5 + 0.85 * 0 + 8 + 2  # the posterior before its last visit, and that visit
+    assert moves["believed_rate"] == pytest.approx(won / (won + lost))
+    transitions = np.zeros((5, 5), int)
+    transitions[4, 4] = transitions[0, 0] = transitions[0, 2] = transitions[2, 4] = 1
+    assert said["transitions"] == transitions.tolist()
+
+    code, out, _ = run("inspect", run_folder, "--top", 1)
+    assert "1 of 4 prompts are stuck; they took 58.3% of the rollouts." in out
+    assert out.count("stuck  ") == 4 and "lazy" not in out  # one prompt in each of the four tables
+    code, out, _ = run("inspect", run_folder, "--stuck_after", 43)
+    assert "never a success: none" in out
+
+
+def test_inspect_a_state_says_what_it_cannot_know(run, run_folder):
+    code, out, _ = run("inspect", run_folder / "knapsack_state.npz")
+    assert code == 0 and "It knows no history" in out and "Difficulty at the last visit" in out
+    code, out, _ = run("inspect", run_folder / "knapsack_state.npz", "--json", "--stuck_after", 30)
+    said = json.loads(out)
+    assert said["from"] == "state" and said["transitions"] is None and said["steps"] is None
+    assert [prompt["prompt"] for prompt in said["stuck"]] == ["stuck"]
+    assert said["difficulty"] == {"extremely_hard": 1, "hard": 0, "medium": 1, "easy": 0, "extremely_easy": 2}
+
+
+def test_inspect_shows_the_text_of_prompts(run, run_folder, tmp_path):
+    rows = [{"prompt": f"What is [{name}]?", "name": name} for name in ("stuck", "lazy", "moves", "late", "other")]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ("--dataset", tmp_path / "data.jsonl")
+    code, out, err = run("inspect", run_folder, *data, "--prompt_id_column", "name")
+    assert code == 0 and "What is [stuck]?" in out and "[other]" not in out
+    code, out, _ = run("inspect", run_folder, *data, "--prompt_id_column", "name", "--json")
+    assert json.loads(out)["hardest"][0]["text"] == "What is [stuck]?"
+    code, out, err = run("inspect", run_folder, *data)  # by content, which the run did not use
+    assert code == 2 and "prompt_id_column" in err
+
+
+# -------------------------------------------------------------------------------------------------------------- plot
+
+
+def test_plot_writes_what_is_asked_for(run, run_folder, tmp_path):
+    from trl_knapsack.cli.plot import PLOTS
+    from trl_knapsack.plots import PLOTS as DRAWN
+
+    assert set(PLOTS) == set(DRAWN)
+    code, out, err = run(
+        "plot", run_folder, "--what", "counts", "budgets", "--format", "svg", "--output_dir", tmp_path / "f"
+    )
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [str(tmp_path / "f" / f"{name}.svg") for name in ("counts", "budgets")]
+    assert sorted(file.name for file in (tmp_path / "f").iterdir()) == ["budgets.svg", "counts.svg"]
+    assert all("<svg" in file.read_text() for file in (tmp_path / "f").iterdir())
+    report = tmp_path / "report.html"
+    assert run("plot", run_folder, "--report", report, "--json")[:2] == (
+        0,
+        f'{{\n  "files": [\n    "{report}"\n  ]\n}}\n',
+    )
+    assert report.read_text().lstrip().lower().startswith("<!doctype html")
+    assert not (run_folder / "figures").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------- simulate
+
+
+def test_simulate_tells_what_the_simulation_says(run):
+    from trl_knapsack.simulation import Prompts, simulate
+
+    settings = ("--prompts", 60, "--epochs", 3, "--worlds", 2, "--seed", 5, "--num_generations", 6)
+    code, out, err = run("simulate", "--mix", "hard", "broad", *settings, "--json")
+    said = json.loads(out)
+    assert (code, err) == (0, "")
+    expected = simulate(Prompts.from_mix("hard", 60), epochs=3, worlds=2, seed=5, num_generations=6)
+    first = said["simulations"][0]
+    assert first["prompts_from"] == "hard" and said["simulations"][1]["prompts_from"] == "broad"
+    np.testing.assert_allclose(first["by_world_and_epoch"]["value"]["posterior"], expected.value["posterior"])
+    gains = {row["allocation"]: row["gain"] for row in first["allocations"]}
+    assert gains["oracle"] == pytest.approx(expected.gain("oracle").mean())
+    code, out, _ = run("simulate", "--mix", "hard", *settings)
+    assert "hard: 60 prompts x 6 generations, 3 epochs, 2 worlds" in out
+    assert f"{100 * gains['posterior']:.1f} %" in out
+    assert "no simulation says" in out  # what it can't know
+
+
+def test_simulate_begins_with_rates_or_a_state(run, tmp_path, run_folder, rates):
+    code, out, _ = run("simulate", "--rates", rates, "--epochs", 1, "--worlds", 1, "--json")
+    value = [(1 - p**8 - (1 - p) ** 8) * p * (1 - p) ** 2 for p in (0, 1 / 8, 1 / 2, 1)]
+    assert json.loads(out)["simulations"][0]["by_world_and_epoch"]["value"]["uniform"] == [
+        [pytest.approx(np.mean(value))]
+    ]
+    code, out, _ = run("simulate", "--state", run_folder, "--epochs", 1, "--worlds", 1, "--json")
+    said = json.loads(out)["simulations"][0]
+    assert said["prompts"] == 4
+    assert said["by_world_and_epoch"]["largest_budget"]["posterior"][0][0] > 8  # no uniform first epoch
+    assert said["allocations"][0]["gain_halfwidth"] is None  # one world has no interval
+
+
+# ---------------------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("allocate RATES", "one of the arguments --budget --num_generations is required"),
+        ("allocate RATES --budget 3", "budget (3) must lie between 8 and 512"),
+        ("allocate RATES --budget 32 --max_cost 9", "has no column cost"),
+        ("allocate RATES --budget 32 --bud 3", "unrecognized arguments: --bud 3"),
+        ("allocate nowhere --budget 32", "nowhere does not exist"),
+        ("allocate nowhere.csv --budget 32", "nowhere.csv"),
+        ("allocate EMPTY --budget 32", "has no rows"),
+        ("allocate WORDS --budget 32", "Line 3 of WORDS: successes ('many') must be a number at least 0"),
+        ("allocate OTHER --budget 32", "it needs success_rate, or successes and trials, or alpha and beta"),
+        ("allocate ABOVE --budget 32", "Line 2 of ABOVE: successes (9) must not exceed trials (8)"),
+        ("allocate FOLDER --budget 32", "holds no knapsack_state.npz"),
+        ("inspect RUN --top 0", "top (0)"),
+        ("inspect JSONL", "is not a generation batch"),
+        ("plot nowhere", "does not exist"),
+        ("plot RUN --what pie", "invalid choice: 'pie'"),
+        ("simulate --mix easy", "invalid choice: 'easy'"),
+        ("simulate --num_generations 1 --prompts 9", "budget (9) must lie between 18"),
+        ("simulate --mix hard --rates RATES", "not allowed with argument"),
+        ("evaluate model", "needs --dataset_name"),
+        ("evaluate nowhere.jsonl", "nowhere.jsonl"),
+        ("allocat", "invalid choice: 'allocat'"),
+        ("", "the following arguments are required: command"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_code_2(run, rates, run_folder, tmp_path, line, message):
+    texts = {
+        "EMPTY": "success_rate\n",
+        "WORDS": "successes,trials\n1,2\nmany,2\n",
+        "OTHER": "a,b\n1,2\n",
+        "ABOVE": "successes,trials\n9,8\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+    (tmp_path / "bad.jsonl").write_text("{}\n")
+    (tmp_path / "FOLDER").mkdir()
+    paths = {name: str(tmp_path / f"{name}.csv") for name in texts}
+    paths |= {"RATES": str(rates), "RUN": str(run_folder), "JSONL": str(tmp_path / "bad.jsonl")}
+    paths["FOLDER"] = str(tmp_path / "FOLDER")
+    code, out, err = run(*(paths.get(word, word) for word in line.split()))
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1 and err.startswith("trl-knapsack"), err
+    for name, path in paths.items():
+        message = message.replace(name, path)
+    assert message in err
+
+
+def test_nothing_there_yet_is_code_1(run, tmp_path):
+    (tmp_path / "knapsack_records.jsonl").write_text("")
+    assert not len(RolloutHistory.load(tmp_path))
+    for name in ("inspect", "plot"):
+        code, out, err = run(name, tmp_path)
+        assert (code, out) == (1, "") and err.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------------------------- train and evaluate
+
+REWARDS = """
+def says_three(completions, **kwargs):
+    return [float("3" in completion) for completion in completions]
+
+not_a_function = 3
+"""
+
+
+@pytest.fixture
+def project(model, tmp_path) -> Path:
+    """A working directory with a dataset, a module of rewards and a recipe."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "my_rewards.py").write_text(REWARDS)
+    for split, count in (("train", 16), ("test", 4)):
+        (folder / "data").mkdir(exist_ok=True)
+        rows = "".join(json.dumps({"prompt": f"m{split[1]}{i:02}", "id": f"{split}-{i}"}) + "\n" for i in range(count))
+        (folder / "data" / f"{split}.jsonl").write_text(rows.replace("mr", "m1").replace("me", "m2"))
+    (folder / "recipe.yaml").write_text(
+        f"model_name_or_path: {model}\ndataset_name: data\nreward_funcs: my_rewards.says_three\nprompt_id_column: id\n"
+        "num_generations: 4\nper_device_train_batch_size: 16\nmax_completion_length: 6\nuse_cpu: true\nbf16: false\n"
+        "gradient_checkpointing: false\nmax_steps: 2\nlogging_steps: 1\nreport_to: none\nsave_strategy: 'no'\n"
+        "num_processes: 1\nmixed_precision: 'no'\n"  # the last two are accelerate's
+    )
+    return folder
+
+
+def test_train_and_then_look_at_the_run(project, run):
+    done = command(
+        "train", "--config", "recipe.yaml", "--num_machines", "1", "--dynamo_backend", "no",
+        "--allocation", "filter", "--output_dir", "out", cwd=project,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "were not passed to `accelerate launch`" not in done.stderr  # all four went there
+    assert re.search(r"^allocation +filter$", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^effective gradient ratio +0\.\d+ at step 1, 0\.\d+ at step 2$", done.stdout, re.MULTILINE)
+    assert (project / "out" / "model.safetensors").is_file()
+    logs = json.loads((project / "out" / "trainer_state.json").read_text())["log_history"]
+    assert "rewards/says_three/mean" in logs[0]
+
+    code, out, _ = run("inspect", project / "out", "--json")
+    assert (code, json.loads(out)["rollouts"], json.loads(out)["prompts"]) == (0, 32, 8)
+    assert {prompt["prompt"] for prompt in json.loads(out)["hardest"]} <= {f"train-{i}" for i in range(16)}
+    code, out, _ = run("allocate", project / "out", "--num_generations", 4, "--json")
+    assert (code, json.loads(out)["budget"]) == (0, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--learning_rte", "1"], 2, "--learning_rte is an option neither of the training nor of accelerate launch; did you mean --learning_rate?"),
+        (["--min_generations", "9"], 2, "min_generations (9) must be at most num_generations (4)"),
+        (["--reward_funcs", "nothere.reward"], 2, "reward function 'nothere.reward': there is no module 'nothere'"),
+        (["--reward_funcs", "acuracy_reward"], 2, "trl.rewards has no reward function 'acuracy_reward'; did you mean 'accuracy_reward'?"),
+        (["--accelerate_config", "zero9"], 2, "is neither a file nor one of TRL's presets: fsdp1, fsdp2, multi_gpu"),
+        (["--learning_rate", "fast"], 2, "argument --learning_rate/--learning-rate: invalid float value: 'fast'"),
+        (["stray"], 2, "stray is an option neither"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_training_are_told_before_anything_starts(project, run, monkeypatch, arguments, code, message):
+    monkeypatch.chdir(project)
+    got, out, err = run("train", "--config", "recipe.yaml", *arguments)
+    assert (got, out) == (code, "")
+    assert message in err.splitlines()[-1] and "Traceback" not in err
+
+
+def test_train_needs_a_model_a_dataset_and_a_reward(run):
+    needed = {"--model_name_or_path": "m", "--dataset_name": "d", "--reward_funcs": "accuracy_reward"}
+    for missing in needed:
+        given = [word for option, value in needed.items() if option != missing for word in (option, value)]
+        code, _, err = run("train", *given, "--use_cpu", "--bf16", "false")
+        assert code == 2 and f"give {missing}" in err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_what_only_the_training_can_see_is_a_sentence_too(project):
+    for reward, message in (
+        ("my_rewards.says_thre", "my_rewards has no reward function 'says_thre'; did you mean 'says_three'?"),
+        ("my_rewards.not_a_function", "has no reward function 'not_a_function'"),
+    ):
+        done = command("train", "--config", "recipe.yaml", "--reward_funcs", reward, cwd=project)
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert message in done.stderr.splitlines()[-1]
+
+
+def test_evaluate_a_model_and_compare_two(project, run, monkeypatch):
+    monkeypatch.chdir(project)
+    model = re.search(r"model_name_or_path: (.*)", (project / "recipe.yaml").read_text())[1]
+    flags = ("--dataset_name", "data", "--reward_func", "my_rewards.says_three", "--prompt_id_column", "id")
+    flags += ("--num_generations", 4, "--max_completion_length", 6, "--output_dir", "evaluated")
+    code, out, err = run("evaluate", model, *flags, "--answers", "exact", "--json")
+    assert code == 0, err
+    said = json.loads(out)
+    (file,) = (project / "evaluated").iterdir()
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["id"] for row in rows] == [f"test-{i}" for i in range(4)]
+    assert said["metrics"]["avg@4"][0] == pytest.approx(np.mean([np.mean(row["rewards"]) for row in rows]))
+    assert said["metrics"]["pass@4"][0] == pytest.approx(np.mean([max(row["rewards"]) for row in rows]))
+    assert "maj@4" in said["metrics"]
+
+    code, out, _ = run("evaluate", file)  # the results again, as a table
+    assert code == 0 and f"{said['metrics']['avg@4'][0]:.3f}" in out
+    other = project / "solved.jsonl"
+    other.write_text("".join(json.dumps({"id": row["id"], "n": 4, "c": 4}) + "\n" for row in rows))
+    code, out, _ = run("evaluate", other, "--compare", file, "--json")
+    first, second = json.loads(out)["estimates"]["avg@4"]
+    assert code == 0 and first == 1.0 and second == pytest.approx(said["metrics"]["avg@4"][0])
