@@ -141,8 +141,7 @@ class PlotCallback(TrainerCallback):
         self.callbacks = callbacks
 
     def on_train_begin(self, args, state, control, **kwargs):
-        served = (TensorBoardCallback, WandbCallback, TrackioCallback)
-        if state.is_world_process_zero and not any(isinstance(callback, served) for callback in self.callbacks()):
+        if state.is_world_process_zero and not self._served():
             logger.warning(
                 f"plot_steps ({self.plot_steps}) shows plots in tensorboard, wandb and trackio, but report_to is "
                 f"{args.report_to}; name one of them, or plot the run afterwards with `trl-knapsack plot {args.output_dir}`."
@@ -150,7 +149,7 @@ class PlotCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         due = state.global_step % self.plot_steps == 0 or state.global_step == state.max_steps
-        if not (state.is_world_process_zero and due):
+        if not (due and state.is_world_process_zero and self._served()):
             return
         try:
             history = RolloutHistory.load(self.run_folder())
@@ -158,13 +157,16 @@ class PlotCallback(TrainerCallback):
         except Exception as error:
             logger.warning(f"No plots at step {state.global_step}: {error}")
             return
-        for callback in self.callbacks():
+        for callback in self._served():
             try:
                 _show(callback, images, state.global_step)
             except Exception as error:
                 logger.warning(
                     f"{type(callback).__name__} did not take the plots of step {state.global_step}: {error}"
                 )
+
+    def _served(self) -> list[TrainerCallback]:
+        return [c for c in self.callbacks() if isinstance(c, TensorBoardCallback | WandbCallback | TrackioCallback)]
 
 
 def _show(callback: TrainerCallback, images: dict[str, np.ndarray], step: int) -> None:

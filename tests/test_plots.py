@@ -1,0 +1,287 @@
+"""Figures hold what the history says: their points, bars and cells are compared with counts in plain Python."""
+
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+from test_history import FILE, run
+from test_records import record_by_hand
+from test_trainer import options, train
+from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback
+
+from trl_knapsack import Allocation, Evidence, KnapsackGRPOConfig, KnapsackGRPOTrainer, RolloutHistory, RolloutRecord
+from trl_knapsack.history import HistoryWriter
+from trl_knapsack.plots import PLOTS, plot_prompts, shorten, to_image
+from trl_knapsack.standouts import standouts
+
+
+def write(path, visits):
+    """A history of batches, each `{key: (successes, trials)}`; what is believed is the mean of the visits before."""
+    writer = HistoryWriter(path / FILE)
+    past = defaultdict(lambda: [0.5, 0.5, 0])
+    for step, batch in enumerate(visits, 1):
+        before = np.array([past[key] for key in batch], dtype=float)
+        won, tried = np.array(list(batch.values()), dtype=float).T
+        record = RolloutRecord(
+            keys=tuple(batch),
+            evidence=Evidence(before[:, 0], before[:, 1], np.full(len(batch), np.nan), before[:, 2], before[:, 2]),
+            allocation=Allocation(tried.astype(int)),
+            solver_seconds=0.001,
+            successes=won,
+            trials=tried,
+            tokens=10 * tried,
+            mean_reward=won / tried,
+            mixed=(won > 0) & (won < tried),
+            rank_imbalance=1.0,
+        )
+        writer.append(record, step, step / 4, "posterior")
+        for key, (successes, trials) in batch.items():
+            past[key] = [past[key][0] + successes, past[key][1] + trials - successes, past[key][2] + 1]
+    return RolloutHistory.load(path)
+
+
+def random_visits(seed=0, steps=30, prompts=24):
+    rng = np.random.default_rng(seed)
+    ability = rng.random(prompts) ** 2
+    for step in range(steps):
+        chosen = rng.choice(prompts, 8, replace=False)
+        trials = rng.integers(2, 20, 8)
+        wins = rng.binomial(trials, np.minimum(1, ability[chosen] + 0.01 * step))
+        yield {f"p{i}": (int(w), int(n)) for i, w, n in zip(chosen, wins, trials, strict=True)}
+
+
+@pytest.fixture
+def visits():
+    return list(random_visits())
+
+
+@pytest.fixture
+def history(tmp_path, visits):
+    return write(tmp_path, visits)
+
+
+def test_counts_show_every_known_group_where_it_was_believed(history, visits):
+    axes, bar = PLOTS["counts"](history).axes
+    points = axes.collections[0]
+    expected, seen = [], defaultdict(list)
+    for step, batch in enumerate(visits, 1):
+        for key, (_, trials) in batch.items():
+            if seen[key]:
+                won, tried = (sum(x) for x in zip(*seen[key], strict=True))
+                expected.append(((0.5 + won) / (1 + tried), trials, step))
+        for key, visit in batch.items():
+            seen[key].append(visit)
+    x, y = np.asarray(points.get_offsets()).T
+    assert len(x) == len(expected) > 100
+    assert x == pytest.approx([rate for rate, _, _ in expected], abs=1e-5)
+    assert np.round(y) == pytest.approx([count for _, count, _ in expected])
+    assert points.get_array().tolist() == [step for _, _, step in expected]
+    assert bar.get_ylabel() == "step"
+
+
+def test_budgets_count_every_group(history, visits):
+    (axes,) = PLOTS["budgets"](history).axes
+    bars = Counter()
+    for bar in axes.patches:
+        bars[round(bar.get_x() + bar.get_width() / 2)] += round(bar.get_height())
+    assert +bars == Counter(trials for batch in visits for _, trials in batch.values())
+    assert axes.get_yscale() == "log"
+
+
+def test_a_long_tail_fits_into_64_bars(tmp_path):
+    history = write(tmp_path, [{"a": (1, 2), "b": (500, 1000)}, {"a": (1, 2), "b": (1, 999)}])
+    (axes,) = PLOTS["budgets"](history).axes
+    assert sum(bar.get_height() for bar in axes.patches) == 4
+    assert len(axes.patches) <= 2 * 65
+
+
+def test_effective_gradient_ratio_with_its_running_mean(history, visits):
+    (axes,) = PLOTS["effective_gradient_ratio"](history).axes
+    mixed = [[0 < won < tried for won, tried in batch.values()] for batch in visits]
+    tried = [[tried for _, tried in batch.values()] for batch in visits]
+    prompts = [sum(m) / len(m) for m in mixed]
+    ratio = [sum(t for t, m in zip(*row, strict=True) if m) / sum(row[0]) for row in zip(tried, mixed, strict=True)]
+    lines = {line.get_label(): line.get_ydata() for line in axes.lines}
+    raw = [line.get_ydata() for line in axes.lines if line.get_alpha() == 0.3]
+    assert raw[0] == pytest.approx(prompts)
+    assert raw[1] == pytest.approx(ratio)
+    assert lines["effective gradient ratio"] == pytest.approx(ratio)  # of 30 batches, means of one
+
+
+def test_the_running_mean_looks_back(tmp_path):
+    history = write(tmp_path, [{"a": (i % 2, 2)} for i in range(60)])  # mixed every second time
+    (axes,) = PLOTS["effective_gradient_ratio"](history).axes
+    (smooth,) = (line.get_ydata() for line in axes.lines if line.get_label() == "effective gradient ratio")
+    assert smooth[:5] == pytest.approx([0, 1 / 2, 1 / 3, 2 / 3, 1 / 3])  # of three batches
+
+
+def test_transitions_by_hand(tmp_path):
+    history = write(
+        tmp_path,
+        [
+            {"hopeless": (0, 4), "learnt": (0, 4), "forgotten": (4, 4), "once": (0, 4), "seldom": (1, 5)},
+            {"learnt": (2, 4), "forgotten": (1, 4), "seldom": (4, 5)},
+            {"hopeless": (0, 9), "learnt": (4, 4), "forgotten": (1, 9), "seldom": (4, 5)},
+        ],
+    )
+    (axes,) = PLOTS["transitions"](history).axes
+    cells = {text.get_position()[::-1]: text.get_text() for text in axes.texts}
+    assert {place: text for place, text in cells.items() if text != "0"} == {
+        (0, 0): "1\n50%",  # hopeless
+        (0, 4): "1\n50%",  # learnt
+        (4, 1): "1\n100%",  # forgotten
+        (1, 3): "1\n100%",  # seldom: 0.2 is hard, 0.8 is easy
+    }
+    assert "4 prompts" in axes.get_title(loc="left")
+
+
+def test_standouts_by_hand(tmp_path):
+    batches = [
+        {"stuck": (0, 20), "cheap": (0, 2), "learnt": (0, 8), "hard": (1, 8), "solved": (8, 8), "dear": (4, 30)},
+        {"stuck": (0, 20), "cheap": (0, 2), "learnt": (6, 8), "hard": (0, 8), "solved": (8, 8), "dear": (4, 30)},
+        {"learnt": (8, 8), "hard": (1, 8)},
+    ]
+    history = write(tmp_path, batches)
+    found = {kind: [history.keys[i] for i in rows] for kind, rows in standouts(history, 3).items()}
+    assert found == {
+        "stuck": ["stuck"],  # "cheap" was tried only four times
+        "hardest": ["hard", "dear", "learnt"],
+        "improved": ["learnt", "hard"],  # of three visits, the last against the others
+        "expensive": ["dear", "stuck", "learnt"],
+    }
+
+
+def test_single_prompts(history, visits):
+    figure = plot_prompts(history, keys=["p3", "p7"])
+    for key, axes, rate in zip(["p3", "p7"], figure.axes[:2], figure.axes[-2:], strict=True):
+        mine = [(step, *batch[key]) for step, batch in enumerate(visits, 1) if key in batch]
+        assert axes.get_title(loc="left") == key
+        assert rate.lines[0].get_xdata().tolist() == [step for step, _, _ in mine]
+        assert rate.lines[0].get_ydata() == pytest.approx([won / tried for _, won, tried in mine])
+        assert [bar.get_height() for bar in axes.patches] == [tried for _, _, tried in mine]
+    with pytest.raises(ValueError, match="No prompt of this run has the key 'q'; its keys begin"):
+        plot_prompts(history, keys=["q"])
+    with pytest.raises(ValueError, match="31 prompts do not fit"):
+        plot_prompts(history, keys=["p1"] * 31)
+
+
+def test_every_plot_draws_every_history(tmp_path):
+    """One batch, nothing scored, keys that matplotlib would read as formulas, a file format for each."""
+    unscored = replace(
+        record_by_hand(),
+        keys=("$x", "$\\frac{", "a\nb", "", "e" * 500),
+        successes=np.zeros(5),
+        trials=np.zeros(5),
+        mixed=np.zeros(5, bool),
+        mean_reward=np.full(5, np.nan),
+    )
+    scored = replace(record_by_hand(), keys=unscored.keys)
+    for name, records in {"unscored": [unscored], "scored": [scored] * 40}.items():
+        for step, record in enumerate(records, 1):
+            HistoryWriter(tmp_path / name / FILE).append(record, step, 0.0, "uniform")
+        history = RolloutHistory.load(tmp_path / name)
+        for plot, draw in PLOTS.items():
+            image = to_image(draw(history), dpi=40)
+            assert image.shape[2] == 3 and image.std() > 10, plot
+    for suffix in ("png", "svg"):
+        PLOTS["prompts"](history).savefig(tmp_path / f"plot.{suffix}")
+        assert (tmp_path / f"plot.{suffix}").stat().st_size > 5000
+    (tmp_path / FILE).touch()
+    with pytest.raises(ValueError, match="no generation batch yet"):
+        PLOTS["counts"](RolloutHistory.load(tmp_path))
+
+
+def test_shorten():
+    assert shorten("short") == "short"
+    assert shorten("x" * 30) == "x" * 23 + "…"
+    assert shorten("one\ttwo\u202ethree") == "one two three"
+    assert len(shorten("word " * 30)) <= 24
+
+
+@pytest.mark.parametrize("module", ["history", "standouts", "plots", "report"])
+def test_plots_load_neither_torch_nor_matplotlib_before_they_draw(module):
+    code = (
+        f"import sys, trl_knapsack.{module}; "
+        "print([m for m in ('torch', 'trl', 'transformers', 'datasets', 'matplotlib', 'jinja2') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+# ------------------------------------------------------------------------------------------------- shown in trackers
+
+
+def test_plots_are_images_in_tensorboard(model, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(model, tmp_path, max_steps=3, plot_steps=2, report_to=["tensorboard"])
+    (folder,) = (tmp_path / "runs").iterdir()
+    events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    assert set(events.Tags()["images"]) == {f"knapsack/plots/{name}" for name in PLOTS}
+    for tag in events.Tags()["images"]:
+        shown = events.Images(tag)
+        assert [image.step for image in shown] == [2, 3]
+        assert all(image.encoded_image_string.startswith(b"\x89PNG") and image.width > 500 for image in shown)
+
+
+def trained(model, args, callbacks):
+    trainer = KnapsackGRPOTrainer(
+        model=model, reward_funcs=tiny.digit_reward, args=args, train_dataset=tiny.prompts(), callbacks=callbacks
+    )
+    trainer.train()
+    return trainer
+
+
+class Broken(TensorBoardCallback):
+    def __init__(self):
+        pass
+
+    def _give_nothing(self, *args, **kwargs):
+        pass
+
+    on_train_begin = on_log = on_train_end = _give_nothing
+
+    class tb_writer:
+        def add_image(self, *args, **kwargs):
+            raise RuntimeError("no images here")
+
+    tb_writer = tb_writer()
+
+
+def test_a_tracker_that_takes_no_images_does_not_stop_the_run(model, tmp_path, caplog):
+    args = KnapsackGRPOConfig(**options(tmp_path, max_steps=2, plot_steps=2))
+    trainer = trained(model, args, [Broken()])
+    assert trainer.state.global_step == 2
+    assert "Broken did not take the plots of step 2: no images here" in caplog.text
+
+
+def test_a_run_whose_history_is_gone_goes_on(model, tmp_path, caplog):
+    class InTheWay(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            (tmp_path / FILE).mkdir(exist_ok=True)
+
+    args = KnapsackGRPOConfig(**options(tmp_path, max_steps=2, plot_steps=1))
+    trainer = trained(model, args, [Broken(), InTheWay()])
+    assert trainer.state.global_step == 2
+    assert "No plots at step 2" in caplog.text
+
+
+def test_plots_without_a_place_to_show_them_are_warned_of(model, tmp_path, caplog):
+    args = KnapsackGRPOConfig(**options(tmp_path, max_steps=1, plot_steps=5))
+    train(KnapsackGRPOTrainer, model, args)
+    assert "plot_steps (5) shows plots in tensorboard, wandb and trackio, but report_to is []" in caplog.text
+
+
+def test_plot_steps_that_can_not_work_are_refused(model, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="plot_steps \\(-1\\) must not be negative"):
+        KnapsackGRPOConfig(**options(tmp_path, plot_steps=-1))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    args = KnapsackGRPOConfig(**options(tmp_path, plot_steps=1))
+    with pytest.raises(ImportError, match=r'Plots need matplotlib: pip install "trl-knapsack\[plots\]"'):
+        train(KnapsackGRPOTrainer, model, args)
