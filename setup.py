@@ -20,6 +20,8 @@ EXTRAS["dev"] = [
     *EXTRAS["plots"],
     *EXTRAS["genetic"],
     "hypothesis",
+    "ipykernel",  # with nbclient, runs the notebook
+    "nbclient",
     "optuna",
     "pre-commit",
     "pytest",
