@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import re
 import runpy
 import shlex
@@ -79,10 +80,8 @@ def math_problems(*args, **kwargs) -> datasets.Dataset:
 def commands(block: str) -> list[list[str]]:
     """The words of each command; settings of the environment before it are left out."""
     lines = block.replace("\\\n", " ").splitlines()
-    split = [shlex.split(line, comments=True) for line in lines]
-    return [
-        words[next(i for i, word in enumerate(words) if not re.match(r"[A-Z_]+=", word)) :] for words in split if words
-    ]
+    split = (shlex.split(re.split(r" [|>] ", line)[0], comments=True) for line in lines)
+    return [list(itertools.dropwhile(re.compile(r"[A-Z_]+=").match, words)) for words in split if words]
 
 
 def check_command(words: list[str]) -> None:
@@ -111,8 +110,47 @@ def check_command(words: list[str]) -> None:
         check_script(launch.training_script, launch.training_script_args)
     elif program == "python":
         check_script(arguments[0], arguments[1:])
+    elif program == "trl-knapsack":
+        run_cli(arguments)
     else:
         pytest.fail(f"{shlex.join(words)}: no rule for {program}; add one here.")
+
+
+def run_cli(arguments: list[str]) -> None:
+    """Run a command of `trl-knapsack`; of those that need a model, only the arguments are parsed."""
+    from trl_knapsack.cli import build_parser, main, train
+    from trl_knapsack.cli.training import make_parser
+
+    if arguments[0] == "train":
+        config = arguments.index("--config") if "--config" in arguments else len(arguments)
+        parser = make_parser()
+        _, unknown = parser.parse_known_args(arguments[1:config] + arguments[config + 2 :])
+        train.launch_arguments(unknown, parser)
+    elif arguments[0] == "evaluate":
+        build_parser().parse_args(arguments)
+    else:
+        assert main(arguments) == 0, shlex.join(arguments)
+
+
+def train_bundled(folder: Path, *flags: str) -> None:
+    """`examples/train_math.py` in this process, a few steps of the bundled run."""
+    script = str(ROOT / "examples" / "train_math.py")
+    short = [
+        "--max_steps",
+        "6",
+        "--logging_steps",
+        "2",
+        "--num_eval_problems",
+        "0",
+        "--per_device_train_batch_size",
+        "64",
+    ]
+    argv, sys.argv = sys.argv, [script, *short, *flags]
+    try:
+        with contextlib.chdir(folder):
+            runpy.run_path(script, run_name="__main__")
+    finally:
+        sys.argv = argv
 
 
 def check_script(script: str, arguments: list[str]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import datasets
 import pytest
 import tiny_chat
-from snippets import ROOT, blocks, check_command, commands, math_problems, run_python
+from snippets import ROOT, blocks, check_command, commands, math_problems, run_python, train_bundled
 from test_records import record_by_hand
 from trl import GRPOConfig
 
@@ -47,6 +47,8 @@ def clone(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("clone")
     for name in ("examples", "benchmarks", "trl_knapsack"):
         (folder / name).symlink_to(ROOT / name)
+    train_bundled(folder)
+    train_bundled(folder, "--allocation", "uniform")
     return folder
 
 
