@@ -102,7 +102,7 @@ def passes(program: str, tests: list[str], limits: Limits | None = None) -> bool
 
     Args:
         program (`str`): Python source that defines what the tests call. The standard library is at hand.
-        tests (`list[str]`): Each `assert <expression> == <literal>`, as in MBPP's `test_list`.
+        tests (`list[str]`): Each `assert <expression> == <literal>`, as most in MBPP's `test_list`.
         limits ([`Limits`], *optional*): What the candidate may use.
 
     Returns:
@@ -176,7 +176,9 @@ def split_test(test: str) -> tuple[str, object]:
             raise ValueError
         return ast.unparse(comparison.left), ast.literal_eval(right)
     except (SyntaxError, ValueError, AttributeError, TypeError):
-        raise ValueError(f"The test {test!r} must read `assert <expression> == <literal>`.") from None
+        raise ValueError(
+            f"The test {test!r} must read `assert <expression> == <literal>`; rewrite or leave it out."
+        ) from None
 
 
 def plain(value: object) -> object:

@@ -13,8 +13,8 @@ Train a model to write Python functions that pass tests, run in a sandbox.
         --max_completion_length 1024 --use_vllm --vllm_mode colocate --output_dir outputs/code
 
 Without `--dataset_name` on the 20 bundled problems. Yours need the columns `prompt` and `tests`: a list of assertions, each
-`assert <expression> == <literal>`, as MBPP's `test_list`. `examples/sandbox.py` says how candidates are run, and what that
-protects against: Linux only.
+`assert <expression> == <literal>`, as most in MBPP's `test_list`; rows with others have to be left out.
+`examples/sandbox.py` says how candidates are run, and what that protects against: Linux only.
 """
 
 import os
@@ -34,7 +34,7 @@ from trl_knapsack.hub import resolve_config_argument
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # for sandbox.py, wherever the script is started from
 
-from sandbox import passes  # noqa: E402
+from sandbox import SandboxError, check_sandbox, passes, split_test  # noqa: E402
 
 
 CODE_BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
@@ -71,6 +71,13 @@ def main() -> None:
     missing = {"prompt", "tests"} - set(dataset.column_names)
     if missing:
         sys.exit(f"{name} has no column {min(missing)!r}, only {dataset.column_names}; rename or add it.")
+    try:  # what is wrong is found here, and not after hours
+        check_sandbox()
+        for tests in dataset["tests"]:
+            for test in tests:
+                split_test(test)
+    except (SandboxError, ValueError) as error:
+        sys.exit(str(error))
 
     trainer = KnapsackGRPOTrainer(
         model=model_args.model_name_or_path,

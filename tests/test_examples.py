@@ -83,6 +83,18 @@ def test_train_code_on_a_dataset_that_the_model_can_solve(run, chat_model, tmp_p
     assert all(0 < entry["rewards/tests_passed/mean"] < 1 for entry in log)
 
 
+def test_train_code_refuses_tests_that_would_show_the_answer(run, chat_model, tmp_path):
+    rows = {"prompt": [[{"role": "user", "content": "m"}]], "tests": [["assert f(1) == 2", "assert f(1) < 2"]]}
+    with pytest.raises(SystemExit, match=r"The test 'assert f\(1\) < 2' must read `assert <expression> == <literal>`"):
+        run(
+            "train_code",
+            "--model_name_or_path",
+            chat_model,
+            "--dataset_name",
+            folder(Dataset.from_dict(rows), tmp_path / "d"),
+        )
+
+
 def test_train_tools(run, chat_model, tmp_path):
     rows = {"prompt": [f"{i}+1=" for i in range(8)], "solution": [str(i + 1) for i in range(8)]}
     log = run(
@@ -112,6 +124,13 @@ def test_train_vlm(run, vlm, tmp_path):
     prepared = prepare(dataset, 8)
     assert [row["prompt"][0]["content"] for row in prepared] == rows["problem"][1:]
     assert {row["image"].mode for row in prepared} == {"RGB"}
+    several = Dataset.from_dict({"prompt": ["a", "b"], "images": [images[1:3], images[:2]]}).cast_column(
+        "images", [Image()]
+    )
+    (row,) = prepare(several, 8)  # the second has the large one
+    assert (
+        row["prompt"] == [{"role": "user", "content": "a"}] and [image.mode for image in row["images"]] == ["RGB"] * 2
+    )
 
 
 def test_train_instructions(run, chat_model):
