@@ -246,6 +246,7 @@ WRONG = [
     ("num_generations_eval: x", "num_generations_eval in {} must be an integer or null, but is 'x'"),
     ("model_init_kwargs: [1]", "model_init_kwargs in {} must be a mapping or a text or null, but is [1]"),
     ("generation_kwargs: '{{x'", "generation_kwargs in {} must be a mapping, but is '{{x'"),
+    ("generation_kwargs: '" + '{{"a":' * 9000 + "'", "generation_kwargs in {} must be a mapping, but is"),
     ("allocation: best", "allocation in {} must be one of 'posterior', 'paper', 'filter', 'uniform', but is 'best'"),
     ("save_strategy: no", "but is False; quote a word such as no or off, which YAML reads as false."),
     ("optim: adam", "optim in {} must be one of 'adamw_torch', "),

@@ -3,19 +3,19 @@
 import dataclasses
 import difflib
 import functools
-import json
 import logging
 import os
 import re
-import types
 import typing
 from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import trl
 import yaml
+
+from .field_types import Misfit, fit, one_of
 
 
 logger = logging.getLogger(__name__)
@@ -224,14 +224,14 @@ def checked_fields(
             _check_foreign(name, value, source)
         option, hint = known[name]
         try:
-            value = _fit(value, hint)
+            value = fit(value, hint)
             choices = option.metadata.get("choices")
             if choices and value is not None and value not in choices:
-                raise _Misfit(_one_of(choices))
-        except _Misfit as misfit:
+                raise Misfit(one_of(choices))
+        except Misfit as misfit:
             is_word = isinstance(value, bool) and ("a text" in str(misfit) or "one of" in str(misfit))
             remedy = "quote a word such as no or off, which YAML reads as false" if is_word else "correct it there"
-            raise ValueError(f"{name} in {source} must be {misfit}, but is {value!r}; {remedy}.") from None
+            raise ValueError(f"{name} in {source} must be {misfit}, but is {_shown(value)}; {remedy}.") from None
         if from_hub:  # once more, for what was JSON in a text
             _check_foreign(name, value, source)
         checked[name] = value
@@ -254,12 +254,17 @@ def _unknown(name: Any, known: dict[str, Any], dataclass_types: Sequence[type], 
     return f"{name!r} in {source} is no field of {', '.join(cls.__name__ for cls in dataclass_types)}; {remedy}"
 
 
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def _check_foreign(name: str, value: Any, source: str) -> None:
     """Refuse what a stranger's configuration may not decide."""
     for path, key, item in _walk(name, name, value):
         if _is_yours(name, path, key, item):
             raise ValueError(
-                f"{path} ({item!r}) in {source} is not for a configuration from the Hub to set, because it concerns "
+                f"{path} ({_shown(item)}) in {source} is not for a configuration from the Hub to set, because it concerns "
                 "your machine, your accounts, or code to run; remove it there, and set it yourself if you want it."
             )
 
@@ -273,101 +278,3 @@ def _walk(path: str, key: str, value: Any) -> Iterator[tuple[str, str, Any]]:
     elif isinstance(value, list):
         for item in value:
             yield from _walk(path, "", item)
-
-
-# --------------------------------------------------------------------------------------------------------- types
-
-
-class _Misfit(Exception):
-    """A value is not of the type of its field; the text says what it must be."""
-
-
-_SCALARS = {bool: "true or false", int: "an integer", float: "a number", str: "a text", types.NoneType: "null"}
-
-
-def _fit(value: Any, hint: Any) -> Any:
-    """`value` as a field of type `hint` takes it."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        return _fit_union(value, arguments)
-    if origin is Literal:
-        if not any(value == option and type(value) is type(option) for option in arguments):
-            raise _Misfit(_one_of(arguments))
-        return value
-    kind = origin or hint
-    if kind is list:
-        if isinstance(value, str) and arguments == (str,):  # TRL takes one text for a list of one
-            value = [value]
-        if not isinstance(value, list):
-            raise _Misfit(_described(hint))
-        return [_fit_item(item, arguments[0], hint) if arguments else item for item in value]
-    if kind is dict:
-        if isinstance(value, str) and value.lstrip().startswith("{"):  # TRL takes JSON in a text, too
-            try:
-                value = json.loads(value)
-            except ValueError:
-                raise _Misfit(_described(hint)) from None
-        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-            raise _Misfit(_described(hint))
-        return {key: _fit_item(item, arguments[1], hint) if arguments else item for key, item in value.items()}
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        if value not in [member.value for member in kind]:
-            raise _Misfit(_described(hint))
-        return value
-    if kind is float and isinstance(value, str):  # YAML reads 1e-6, without a point, as a text
-        try:
-            return float(value)
-        except ValueError:
-            raise _Misfit(_described(hint)) from None
-    if kind not in _SCALARS or type(value) not in ((int, float) if kind is float else (kind,)):
-        raise _Misfit(_described(hint))
-    return value
-
-
-def _fit_union(value: Any, options: Sequence[Any]) -> Any:
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        options = [option for option in options if dict in (option, typing.get_origin(option))] or options
-    for option in sorted(_narrowed(options), key=lambda option: option is str):  # a mapping in a text is a mapping
-        try:
-            return _fit(value, option)
-        except _Misfit:
-            continue
-    raise _Misfit(" or ".join(_described(option) for option in _narrowed(options)))
-
-
-def _fit_item(item: Any, hint: Any, whole: Any) -> Any:
-    try:
-        return _fit(item, hint)
-    except _Misfit:
-        raise _Misfit(_described(whole)) from None
-
-
-def _narrowed(options: Sequence[Any]) -> list[Any]:
-    """`SchedulerType | str` takes the text of a `SchedulerType`, and no other."""
-    has_enum = any(isinstance(option, type) and issubclass(option, Enum) for option in options)
-    return [option for option in options if not (has_enum and option is str)]
-
-
-def _described(hint: Any) -> str:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    kind = origin or hint
-    if hint in _SCALARS:
-        return _SCALARS[hint]
-    if kind is list:
-        return f"a list, each of it {_described(arguments[0])}" if arguments else "a list"
-    if kind is dict:
-        return "a mapping"
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return _one_of([member.value for member in kind])
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_described(option) for option in _narrowed(arguments))
-    if origin is Literal:
-        return _one_of(arguments)
-    return "anything" if hint is Any else f"a {getattr(hint, '__name__', hint)}, which a file can't hold"
-
-
-def _one_of(options: Any) -> str:
-    options = list(options)
-    return "one of " + ", ".join([*map(repr, options[:8]), *(["..."] if len(options) > 8 else [])])
