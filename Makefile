@@ -23,6 +23,7 @@ test-slow: $(VENV)/.extras-installed
 test-vllm: $(VENV)-vllm/.installed
 	$(VENV)-vllm/bin/python -m pytest tests/with_vllm/test_colocate.py
 	$(VENV)-vllm/bin/python -m pytest tests/with_vllm/test_server.py
+	$(VENV)-vllm/bin/python -m pytest tests/with_vllm/test_vllm_evaluation.py
 
 # The trainer's tests on another TRL, installed in a folder of its own: make test-trl TRL=1.14.2
 TRL ?= 1.6.0
