@@ -55,6 +55,8 @@ def write_report(
     """
     from jinja2 import Environment
 
+    if len(history) == 0:
+        raise ValueError("The history has no generation batch yet, so there is nothing to report.")
     html = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
     path = Path(path)
     page = html.render(
