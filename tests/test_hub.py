@@ -610,6 +610,20 @@ def test_success_rates_that_are_unfit(hub, model, tmp_path, files, message):
         run_of(model, tmp_path / "out", success_state_path="me/recipe")
 
 
+@pytest.mark.parametrize("value", [np.nan, -1.0, np.inf])
+def test_success_rates_that_are_no_counts(hub, model, tmp_path, value):
+    tracker = SuccessRateTracker()
+    tracker.observe(["a", "b"], [1, 1], [2, 2])
+    tracker.save(tmp_path / "state.npz")
+    with np.load(tmp_path / "state.npz") as file:
+        arrays = dict(file)
+    arrays["failures"][1] = value
+    np.savez(tmp_path / "state.npz", **arrays)
+    hub.put("me/recipe", knapsack_state__npz=(tmp_path / "state.npz").read_bytes())
+    with pytest.raises(ValueError, match="field 'failures' has values that are not finite, or negative"):
+        run_of(model, tmp_path / "out", success_state_path="me/recipe")
+
+
 def test_success_rates_that_unpack_to_too_much(hub, model, tmp_path, monkeypatch):
     tracker = SuccessRateTracker()
     tracker.observe([str(i) for i in range(10_000)], [1] * 10_000, [2] * 10_000)

@@ -176,7 +176,7 @@ class SuccessRateTracker:
         Replace what was learnt by `state`, strictly.
 
         Raises:
-            `ValueError`: if a field is missing, unknown, of the wrong length, or a key is repeated.
+            `ValueError`: if a field is missing, unknown, of the wrong length or not finite, or a key is repeated.
         """
         expected = {"keys", *_FIELDS}
         if set(state) != expected:
@@ -187,6 +187,10 @@ class SuccessRateTracker:
         for name, array in arrays.items():
             if array.shape != (len(keys),):
                 raise ValueError(f"success-rate state field {name!r} has shape {array.shape} for {len(keys)} keys.")
+            if (
+                name != "last_rate" and not (np.isfinite(array) & (array >= 0)).all()
+            ):  # it may be anyone's, from the Hub
+                raise ValueError(f"success-rate state field {name!r} has values that are not finite, or negative.")
         index = {key: row for row, key in enumerate(keys)}
         if len(index) != len(keys):
             raise ValueError("success-rate state repeats a prompt key.")
