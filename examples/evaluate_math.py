@@ -126,6 +126,8 @@ def load_problems(args: EvaluationArguments) -> Dataset:
 def results_of(model: str, args: EvaluationArguments) -> EvaluationResults:
     """Results of a model, which are read if `model` is a file of them."""
     if model.endswith(".jsonl"):
+        if not Path(model).is_file():
+            sys.exit(f"There is no file {model}; evaluate a model first, or name the model.")
         return EvaluationResults.load(model)
     bundled = args.dataset_name == str(BUNDLED_DATASET)
     if not bundled and not is_math_verify_available():

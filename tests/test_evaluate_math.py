@@ -77,6 +77,11 @@ def test_compare_a_model_and_a_file_of_results(run):
     assert run("--model_name_or_path", str(file), "--compare", str(file)).count("results of") == 0
 
 
+def test_a_file_that_is_not_there(run):
+    with pytest.raises(SystemExit, match="There is no file nowhere.jsonl; evaluate a model first"):
+        run("--model_name_or_path", "nowhere.jsonl")
+
+
 def conversations(tmp_path) -> str:
     """Held-out problems of another kind, as they lie on the Hub: conversations, and answers in LaTeX."""
     rows = [([{"role": "user", "content": f"{i}+{i}"}], f"${2 * i}$") for i in range(6)]
