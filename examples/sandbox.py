@@ -130,10 +130,15 @@ def passes(program: str, tests: list[str], limits: Limits | None = None) -> bool
 def check_sandbox() -> None:
     """Run nothing in the sandbox, once: raise `SandboxError` if this machine cannot lock a process in."""
     status, results = run("", [], Limits())
-    if status != 0 or results != b"[]":
+    if status == UNAVAILABLE:
         raise SandboxError(
             f"No candidate was run: a seccomp filter cannot be installed on {platform.system()} {platform.machine()}; "
             "use Linux on x86-64 or arm64, in a container that permits seccomp."
+        )
+    if results != b"[]":
+        raise SandboxError(
+            f"No candidate was run: an empty program should end with status 0 in the sandbox, not {status} (None: not at "
+            f"all); see what `{sys.executable} -I -S {__file__}` says."
         )
 
 

@@ -144,10 +144,12 @@ def test_train_instructions(run, chat_model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["train_code", "train_tools", "train_instructions"])
-def test_lora_and_a_config_file(run, chat_model, tmp_path, name):
-    config = tmp_path / "config.yaml"
-    config.write_text(f"model_name_or_path: {chat_model}\nallocation: filter\nuse_peft: true\nlora_r: 4\n")
-    run(name, "--config", str(config))
+def test_lora_and_a_config_folder(run, chat_model, tmp_path, name):
+    """As `save_pretrained` writes it, and the Hub has it."""
+    (tmp_path / "config").mkdir()
+    options = f"model_name_or_path: {chat_model}\nallocation: filter\nuse_peft: true\nlora_r: 4\n"
+    (tmp_path / "config" / "knapsack_config.yaml").write_text(options)
+    run(name, "--config", str(tmp_path / "config"))
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
