@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -443,7 +444,9 @@ def test_train_and_then_look_at_the_run(project, run):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "were not passed to `accelerate launch`" not in done.stderr  # all four went there
     assert re.search(r"^allocation +filter$", done.stdout, re.MULTILINE), done.stdout
-    assert re.search(r"^effective gradient ratio +0\.\d+ at step 1, 0\.\d+ at step 2$", done.stdout, re.MULTILINE)
+    assert re.search(
+        r"^effective gradient ratio +\d\.\d{3} at step 1, \d\.\d{3} at step 2$", done.stdout, re.MULTILINE
+    )
     assert (project / "out" / "model.safetensors").is_file()
     logs = json.loads((project / "out" / "trainer_state.json").read_text())["log_history"]
     assert "rewards/says_three/mean" in logs[0]
@@ -515,3 +518,46 @@ def test_evaluate_a_model_and_compare_two(project, run, monkeypatch):
     code, out, _ = run("evaluate", other, "--compare", file, "--json")
     first, second = json.loads(out)["estimates"]["avg@4"]
     assert code == 0 and first == 1.0 and second == pytest.approx(said["metrics"]["avg@4"][0])
+
+
+# --------------------------------------------------------------------------------------------------------- the pages
+
+
+def console_blocks(page: str) -> list[tuple[str, str]]:
+    """Commands of `trl-knapsack` in a page, each with what it prints there."""
+    found = []
+    for block in re.findall(
+        r"^```console\n(.*?)^```$", (ROOT / "docs" / page).read_text("utf-8"), re.DOTALL | re.MULTILINE
+    ):
+        for part in re.split(r"^\$ ", block.replace("\\\n", ""), flags=re.MULTILINE)[1:]:
+            line, _, printed = part.partition("\n")
+            if line.startswith("trl-knapsack "):
+                found.append((line.removeprefix("trl-knapsack "), printed))
+    return found
+
+
+@pytest.mark.parametrize("page", ["cli.md", "simulate.md"])
+def test_the_pages_use_flags_that_exist(page):
+    from trl_knapsack.cli import build_parser
+    from trl_knapsack.cli.train import launch_arguments
+    from trl_knapsack.cli.training import make_parser
+
+    lines = [shlex.split(line) for line, _ in console_blocks(page)]
+    assert len(lines) > 4
+    for arguments in lines:
+        if arguments[0] != "train":
+            build_parser().parse_args(arguments)
+        elif "--learning_rte" not in arguments:
+            parser = make_parser()
+            unknown = parser.parse_known_args(arguments[1:])[1]
+            if "--config" in unknown:
+                unknown = unknown[: unknown.index("--config")] + unknown[unknown.index("--config") + 2 :]
+            launch_arguments(unknown, parser)
+
+
+def test_the_page_shows_what_allocate_prints(run, tmp_path, monkeypatch):
+    text = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    monkeypatch.chdir(tmp_path)
+    Path("rates.csv").write_text(re.search(r"^\$ cat rates.csv\n(.*?)^\$", text, re.DOTALL | re.MULTILINE)[1])
+    ((line, printed),) = (each for each in console_blocks("cli.md") if each[0].startswith("allocate"))
+    assert run(*shlex.split(line)) == (0, printed, "")
