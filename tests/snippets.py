@@ -1,6 +1,7 @@
 """What a reader of the pages would type: Python run for real, commands run or checked by the programs' own parsers."""
 
 import contextlib
+import functools
 import io
 import itertools
 import re
@@ -17,7 +18,7 @@ import tiny_chat
 ROOT = Path(__file__).parent.parent
 
 # Programs that this package neither brings nor needs; their flags are not checked.
-OTHERS = {"git", "hf", "lighteval", "lm_eval", "vllm", "tensorboard", "jupyter", "scancel", "sbatch", "ls", "cat"}
+OTHERS = {"git", "hf", "lighteval", "lm-eval", "vllm", "tensorboard", "jupyter", "scancel", "sbatch", "ls", "cat"}
 
 
 def blocks(page: Path, language: str) -> list[tuple[str, str | None]]:
@@ -69,9 +70,15 @@ def short(config_class: type):
     return lambda *args, **kwargs: config_class(*args, **{**kwargs, **changes})
 
 
-def math_problems(*args, **kwargs) -> datasets.Dataset:
-    """In place of a dataset of the Hub."""
-    return tiny_chat.prompts(16, solution=["$1$"] * 16)
+_LOAD = datasets.load_dataset
+
+
+def load_dataset(path: str, *args, **kwargs) -> datasets.Dataset:
+    """Datasets of the Hub are a few prompts here; those on disk are what they are."""
+    if Path(path).exists():
+        return _LOAD(path, *args, **kwargs)
+    columns = dict(solution=["$1$"] * 16, question=["1"] * 16, answer=["1"] * 16)
+    return tiny_chat.prompts(16, **columns)
 
 
 # -------------------------------------------------------------------------------------------------------- commands
@@ -94,7 +101,7 @@ def check_command(words: list[str]) -> None:
         assert {word for word in arguments if "=" not in word} <= set(targets), words
     elif program == "pip":
         extras = re.findall(r'^    "(\w+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE)
-        for asked in re.findall(r"\[([\w,]+)\]", " ".join(arguments)):
+        for asked in re.findall(r"(?:\.|trl-knapsack)\[([\w,]+)\]", " ".join(arguments)):
             assert set(asked.split(",")) <= {*extras, "dev"}, words
     elif program == "accelerate":
         from accelerate.commands.launch import launch_command_parser
@@ -134,23 +141,10 @@ def run_cli(arguments: list[str]) -> None:
 
 def train_bundled(folder: Path, *flags: str) -> None:
     """`examples/train_math.py` in this process, a few steps of the bundled run."""
-    script = str(ROOT / "examples" / "train_math.py")
-    short = [
-        "--max_steps",
-        "6",
-        "--logging_steps",
-        "2",
-        "--num_eval_problems",
-        "0",
-        "--per_device_train_batch_size",
-        "64",
-    ]
-    argv, sys.argv = sys.argv, [script, *short, *flags]
-    try:
-        with contextlib.chdir(folder):
-            runpy.run_path(script, run_name="__main__")
-    finally:
-        sys.argv = argv
+    script = "examples/train_math.py"
+    short = ["--max_steps", "6", "--logging_steps", "2", "--num_eval_problems", "0"]
+    with contextlib.chdir(folder), as_program(script, *short, "--per_device_train_batch_size", "64", *flags):
+        runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
 def check_script(script: str, arguments: list[str]) -> None:
@@ -166,17 +160,20 @@ def check_script(script: str, arguments: list[str]) -> None:
         assert not missing, (script, missing)
 
 
-_HELP: dict[str, str] = {}
-
-
+@functools.cache
 def help_of(script: str) -> str:
-    if script not in _HELP:
-        text, argv = io.StringIO(), sys.argv
-        sys.argv = [script, "--help"]
-        try:
-            with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-                runpy.run_path(str(ROOT / script), run_name="__main__")
-        finally:
-            sys.argv = argv
-        _HELP[script] = text.getvalue()
-    return _HELP[script]
+    text = io.StringIO()
+    with as_program(script, "--help"), contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    return text.getvalue()
+
+
+@contextlib.contextmanager
+def as_program(script: str, *arguments: str):
+    """`sys.argv` and `sys.path` as in `python script arguments`."""
+    argv, path = sys.argv, list(sys.path)
+    sys.argv, sys.path[:0] = [script, *arguments], [str((ROOT / script).parent)]
+    try:
+        yield
+    finally:
+        sys.argv, sys.path[:] = argv, path

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import shutil
 import textwrap
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import datasets
 import pytest
 import tiny_chat
-from snippets import ROOT, blocks, check_command, commands, math_problems, run_python, train_bundled
+from snippets import ROOT, blocks, check_command, commands, load_dataset, run_python, train_bundled
 from test_records import record_by_hand
 from trl import GRPOConfig
 
@@ -42,13 +43,15 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory) -> Path:
-    """What the pages take for granted: a clone of the repository, in which the bundled example ran."""
+def clone(tmp_path_factory, chat_model) -> Path:
+    """What the pages take for granted: a clone of the repository, in which the bundled example and other runs ended."""
     folder = tmp_path_factory.mktemp("clone")
     for name in ("examples", "benchmarks", "trl_knapsack"):
         (folder / name).symlink_to(ROOT / name)
     train_bundled(folder)
     train_bundled(folder, "--allocation", "uniform")
+    for run in ("run", "other-run"):
+        shutil.copytree(chat_model, folder / "outputs" / run)
     return folder
 
 
@@ -62,7 +65,7 @@ def test_python_snippets_run_in_their_order(page, clone, chat_model, monkeypatch
     if page.name == "hub.md":
         request.getfixturevalue("hub")
     monkeypatch.chdir(clone)
-    monkeypatch.setattr(datasets, "load_dataset", math_problems)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     namespace = {"__name__": "__main__"}
     for code, printed in blocks(page, "python"):
         text = run_python(code, namespace, chat_model)
@@ -71,7 +74,7 @@ def test_python_snippets_run_in_their_order(page, clone, chat_model, monkeypatch
 
 def test_the_script_of_the_migration_runs_before_and_after(clone, chat_model, monkeypatch):
     monkeypatch.chdir(clone)
-    monkeypatch.setattr(datasets, "load_dataset", math_problems)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     ((diff, _),) = blocks(ROOT / "docs" / "migrating.md", "diff")
     for without in "+-":
         namespace = {}
@@ -101,7 +104,7 @@ class FencedExamples(doctest.DocTestParser):
 @pytest.mark.parametrize("module", [m for m in MODULES if not m.endswith("__main__")])
 def test_examples_in_docstrings(module, clone, chat_model, monkeypatch):
     monkeypatch.chdir(clone)
-    monkeypatch.setattr(datasets, "load_dataset", math_problems)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     module = importlib.import_module(module)
     for test in doctest.DocTestFinder(parser=FencedExamples()).find(module):
         assert doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test).failed == 0
