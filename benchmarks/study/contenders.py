@@ -194,6 +194,9 @@ CONTENDERS = {
     "paper-no-fallback": Contender("the paper's rule without its fallback", policy=PaperPolicy(confidence=1.0)),
     "variance": _posterior("value: p (1-p)", "variance"),
     "root": _posterior("value: sqrt(p) (1-p)", "root"),
+    "prior-1-half": _posterior(
+        "posterior-half with the prior (1, 1)", group_weight_power=0.5, success_prior=[1.0, 1.0]
+    ),
     "least-4": _posterior("posterior, at least 4 rollouts a prompt", min_generations=4),
     "uniform-16": Contender("16 rollouts for half the prompts", num_generations=16, options=UNIFORM),
     "uniform-24": Contender("24 rollouts for a third of the prompts", num_generations=24, options=UNIFORM),
@@ -208,6 +211,7 @@ for _name, _options in {
     "decay-0.5": {"success_decay": 0.5},
     "decay-1": {"success_decay": 1.0},
     "prior-0.1": {"success_prior": [0.1, 0.1]},
+    "prior-1": {"success_prior": [1.0, 1.0]},
     "prior-2": {"success_prior": [2.0, 2.0]},
     "most-16": {"max_generations": 16},
 }.items():
