@@ -18,7 +18,20 @@ import tiny_chat
 ROOT = Path(__file__).parent.parent
 
 # Programs that this package neither brings nor needs; their flags are not checked.
-OTHERS = {"git", "hf", "lighteval", "lm-eval", "vllm", "tensorboard", "jupyter", "scancel", "sbatch", "ls", "cat"}
+OTHERS = {
+    "git",
+    "hf",
+    "lighteval",
+    "lm-eval",
+    "vllm",
+    "tensorboard",
+    "jupyter",
+    "scancel",
+    "sbatch",
+    "ls",
+    "cat",
+    "mkdir",
+}
 
 
 def blocks(page: Path, language: str) -> list[tuple[str, str | None]]:
@@ -124,7 +137,7 @@ def check_command(words: list[str]) -> None:
 
 
 def run_cli(arguments: list[str]) -> None:
-    """Run a command of `trl-knapsack`; of those that need a model, only the arguments are parsed."""
+    """Run a command of `trl-knapsack`; of those that take long, only the arguments are parsed."""
     from trl_knapsack.cli import build_parser, main, train
     from trl_knapsack.cli.training import make_parser
 
@@ -133,10 +146,17 @@ def run_cli(arguments: list[str]) -> None:
         parser = make_parser()
         _, unknown = parser.parse_known_args(arguments[1:config] + arguments[config + 2 :])
         train.launch_arguments(unknown, parser)
-    elif arguments[0] == "evaluate":
+    elif arguments[0] in ("evaluate", "simulate"):  # takes long
         build_parser().parse_args(arguments)
     else:
         assert main(arguments) == 0, shlex.join(arguments)
+
+
+def sessions(block: str) -> list[tuple[list[str], str]]:
+    """Each command of a ```console block, after `$ `, and what it prints there."""
+    parts = re.split(r"^\$ ", block.replace("\\\n", " "), flags=re.MULTILINE)[1:]
+    split = (part.partition("\n") for part in parts)
+    return [(words, output.strip()) for line, _, output in split for words in commands(line)]
 
 
 def train_bundled(folder: Path, *flags: str) -> None:

@@ -13,12 +13,13 @@ from pathlib import Path
 import datasets
 import pytest
 import tiny_chat
-from snippets import ROOT, blocks, check_command, commands, load_dataset, run_python, train_bundled
+from snippets import ROOT, blocks, check_command, commands, load_dataset, run_python, sessions, train_bundled
 from test_records import record_by_hand
 from trl import GRPOConfig
 
 import trl_knapsack
 from trl_knapsack import KnapsackGRPOConfig
+from trl_knapsack.cli import build_parser, main
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
@@ -50,6 +51,7 @@ def clone(tmp_path_factory, chat_model) -> Path:
         (folder / name).symlink_to(ROOT / name)
     train_bundled(folder)
     train_bundled(folder, "--allocation", "uniform")
+    (folder / "recipe.yaml").write_text("model_name_or_path: examples/math_policy\nuse_cpu: true\nbf16: false\n")
     for run in ("run", "other-run"):
         shutil.copytree(chat_model, folder / "outputs" / run)
     return folder
@@ -89,6 +91,24 @@ def test_commands_exist_with_their_flags(page, clone, monkeypatch):
     for block, _ in blocks(page, "bash"):
         for words in commands(block):
             check_command(words)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "console")], ids=name)
+def test_sessions_print_what_the_page_says(page, clone, monkeypatch, capsys):
+    """What is deterministic and quick is run, mistakes included; of the rest the flags are checked."""
+    monkeypatch.chdir(clone)
+    for block, _ in blocks(page, "console"):
+        for words, printed in sessions(block):
+            if words[0] == "cat":
+                Path(words[1]).write_text(printed)
+            elif words[:2] == ["trl-knapsack", "allocate"] or printed.startswith("trl-knapsack train: "):
+                capsys.readouterr()
+                main(words[1:])
+                assert "".join(capsys.readouterr()).split() == printed.split()
+            elif words[0] == "trl-knapsack" and words[1] != "train":
+                build_parser().parse_args(words[1:])
+            else:
+                check_command(words)
 
 
 MODULES = [module.name for module in pkgutil.walk_packages(trl_knapsack.__path__, "trl_knapsack.")]
