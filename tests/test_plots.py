@@ -174,7 +174,7 @@ def test_every_plot_draws_every_history(tmp_path):
     """One batch, nothing scored, keys that matplotlib would read as formulas, a file format for each."""
     unscored = replace(
         record_by_hand(),
-        keys=("$x", "$\\frac{", "a\nb", "", "e" * 500),
+        keys=("$x", "a\nb", "$\\frac{$", "", "e" * 500),
         successes=np.zeros(5),
         trials=np.zeros(5),
         mixed=np.zeros(5, bool),

@@ -103,7 +103,7 @@ def _tiles(history: RolloutHistory) -> list[dict[str, str]]:
         ("Effective gradient ratio", first_and_last(ratio), f"{ends}; {ratio.mean():.2f} over the run"),
         ("Success rate of a prompt", first_and_last(rate), f"{ends}; mean over the prompts of a batch"),
         ("Rollouts", f"{history.counts.sum():,}", f"{history.tokens.sum():,} completion tokens"),
-        ("Prompts", f"{len(history.keys):,}", f"{per_batch.mean():.3g} in a batch, {never.sum():,} of all are stuck"),
+        ("Prompts", f"{len(history.keys):,}", f"{per_batch.mean():.3g} in a batch, {never.sum():,} of all stuck"),
         (
             "Largest budget",
             f"{history.counts[largest]:,} generations",
