@@ -51,7 +51,13 @@ def clone(tmp_path_factory, chat_model) -> Path:
         (folder / name).symlink_to(ROOT / name)
     train_bundled(folder)
     train_bundled(folder, "--allocation", "uniform")
-    (folder / "recipe.yaml").write_text("model_name_or_path: examples/math_policy\nuse_cpu: true\nbf16: false\n")
+    recipe = [
+        "model_name_or_path: examples/math_policy",
+        "dataset_name: examples/math_problems",
+        "use_cpu: true",
+        "bf16: false",
+    ]
+    (folder / "recipe.yaml").write_text("\n".join(recipe))
     for run in ("run", "other-run"):
         shutil.copytree(chat_model, folder / "outputs" / run)
     return folder
