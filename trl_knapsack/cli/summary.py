@@ -6,6 +6,7 @@ import numpy as np
 
 from ..history import RolloutHistory
 from ..records import DIFFICULTIES, difficulty
+from ..standouts import transitions
 from ..tracker import SuccessRateTracker
 
 
@@ -92,16 +93,7 @@ def of_history(history: RolloutHistory, stuck_after: int) -> Summary:
         history.per_prompt(sums).astype(np.int64)
         for sums in (history.successes, history.trials, history.counts, history.tokens)
     )
-    rate = history.success_rate
-    scored = np.flatnonzero(~np.isnan(rate))  # in the order of the run
-    prompts = len(history.keys)
-    first, last = np.full(prompts, -1), np.full(prompts, -1)
-    last[history.prompt[scored]] = scored  # of equal indices, the last assignment stays
-    first[history.prompt[scored[::-1]]] = scored[::-1]
-    seen, twice = last >= 0, first != last
-    transitions = np.zeros((5, 5), dtype=np.int64)
-    np.add.at(transitions, (difficulty(rate[first[twice]]), difficulty(rate[last[twice]])), 1)
-
+    visits, prompts = history.by_visit, len(history.keys)
     newest = np.full(prompts, -1)
     newest[history.prompt] = np.arange(len(history.prompt))
     alpha = history.alpha[newest] + history.successes[newest]
@@ -113,10 +105,10 @@ def of_history(history: RolloutHistory, stuck_after: int) -> Summary:
         trials=trials,
         rollouts=rollouts,
         tokens=tokens,
-        visits=np.bincount(history.prompt[scored], minlength=prompts),
+        visits=np.bincount(visits["prompt"], minlength=prompts),
         stuck=(successes == 0) & (trials >= stuck_after),
-        classes=np.bincount(difficulty(rate[last[seen]]), minlength=5),
-        transitions=transitions,
+        classes=np.bincount(difficulty(visits["success_rate"][visits["last"]]), minlength=5),
+        transitions=transitions(history),
         steps=int(history.step.max(initial=0)),
     )
 
