@@ -166,7 +166,7 @@ class DynamicSampling(KnapsackGRPOTrainer):
 
 
 def _posterior(about: str, value: str = "knapsack", **options) -> Contender:
-    return Contender(about, options=options, policy=PosteriorPolicy(value))
+    return Contender(about, options={"success_prior": [0.5, 0.5]} | options, policy=PosteriorPolicy(value))
 
 
 UNIFORM = {"allocation": "uniform"}
@@ -194,6 +194,7 @@ CONTENDERS = {
     "paper-no-fallback": Contender("the paper's rule without its fallback", policy=PaperPolicy(confidence=1.0)),
     "variance": _posterior("value: p (1-p)", "variance"),
     "root": _posterior("value: sqrt(p) (1-p)", "root"),
+    "prior-1": _posterior("posterior with the prior (1, 1)", success_prior=[1.0, 1.0]),
     "prior-1-half": _posterior(
         "posterior-half with the prior (1, 1)", group_weight_power=0.5, success_prior=[1.0, 1.0]
     ),
@@ -211,10 +212,12 @@ for _name, _options in {
     "decay-0.5": {"success_decay": 0.5},
     "decay-1": {"success_decay": 1.0},
     "prior-0.1": {"success_prior": [0.1, 0.1]},
-    "prior-1": {"success_prior": [1.0, 1.0]},
     "prior-2": {"success_prior": [2.0, 2.0]},
     "most-16": {"max_generations": 16},
 }.items():
     CONTENDERS[_name] = replace(
-        CONTENDERS["posterior"], about=f"posterior, {_name.replace('-', ' ')}", options=_options, lr_of="posterior"
+        CONTENDERS["posterior"],
+        about=f"posterior, {_name.replace('-', ' ')}",
+        options=CONTENDERS["posterior"].options | _options,
+        lr_of="posterior",
     )

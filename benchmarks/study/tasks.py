@@ -142,9 +142,7 @@ TASKS = {
     "arithmetic": Task(
         "0123456789+-*()=", _arithmetic, max_completion_length=5, warm_up_steps=1500, careless_share=0.15
     ),
-    "countdown": Task(
-        "0123456789+-*,>:", _countdown, max_completion_length=9, warm_up_steps=3000, careless_share=0.15
-    ),
+    "countdown": Task("0123456789+-*,>:", _countdown, max_completion_length=9, warm_up_steps=4000, careless_share=0.3),
     "sorting": Task("abcdefghij<>[]", _sorting, max_completion_length=11, warm_up_steps=1200, careless_share=0.5),
 }
 

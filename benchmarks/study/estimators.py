@@ -1,0 +1,138 @@
+"""
+How much does the default depend on what it assumes of the evidence? Estimators replayed on the drift of a real run.
+
+    python benchmarks/study/estimators.py     # a few minutes of one core; the replay alone takes one
+
+A run of the posterior rule is recorded with the true success rates of every batch's prompts. Estimators then see the same
+batches: each gives out the rollouts, draws their outcomes from the true rates, and remembers what it saw. So the drift is a
+real policy's, and only the counts differ. What they are worth at the true rates is compared with equal counts.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import contenders
+import numpy as np
+from policies import success_rates
+from run import Run, execute
+from study import RESULTS, TUNING_TASK
+from tasks import REGIMES
+from tqdm.auto import tqdm
+
+from trl_knapsack import KnapsackGRPOTrainer, SuccessRateTracker, allocate
+from trl_knapsack.allocation import BetaBeliefs
+from trl_knapsack.policies import FilterPolicy, PaperPolicy, PosteriorPolicy
+from trl_knapsack.values import expected_values
+
+
+NUM_GENERATIONS, MOST = 8, 128
+LEARNING_RATE = 1.2e-4
+Batches = list[tuple[list[str], np.ndarray]]  # keys and true rates of each batch's prompts
+
+
+class Recorder(KnapsackGRPOTrainer):
+    """Notes the true success rates of every batch."""
+
+    batches: Batches
+
+    def _gather_prompts(self, inputs):
+        prompts = super()._gather_prompts(inputs)
+        rates = success_rates(
+            self.model, self.processing_class, [p["prompt"] for p in prompts], [p["solutions"] for p in prompts]
+        )
+        self.batches.append(([prompt["id"] for prompt in prompts], rates.round(4)))
+        return prompts
+
+
+def record(regime: str, seed: int, steps: int) -> Batches:
+    batches: Batches = []
+    recorder = type("Recorder", (Recorder,), {"batches": batches})
+    contenders.CONTENDERS["recorder"] = replace(contenders.CONTENDERS["posterior"], trainer=recorder)
+    execute(Run(TUNING_TASK, regime, "recorder", LEARNING_RATE, seed, steps))
+    return batches
+
+
+def replay(batches: Batches, rule: Callable | None, low: int = 2, seed: int = 0, **tracker_options) -> np.ndarray:
+    """
+    Value of the counts that a rule gives, `(T,)`, at the true rates; the oracle for None.
+
+    Args:
+        batches: Keys and true rates.
+        rule (`AllocationPolicy`, *optional*): Evidence to counts.
+        low (`int`): Fewest generations of a prompt.
+        tracker_options: Prior and decay of the tracker.
+    """
+    tracker, random, values = SuccessRateTracker(**tracker_options), np.random.default_rng(seed), []
+    for keys, rates in batches:
+        budget = NUM_GENERATIONS * len(keys)
+        if rule is None:
+            counts = allocate(rates, budget, min_generations=low, max_generations=MOST).counts
+        else:
+            counts = rule(tracker.evidence(keys), budget, low, MOST).counts
+        values.append(expected_values(rates, counts).sum())
+        tracker.observe(keys, random.binomial(counts, rates), counts)
+    return np.array(values)
+
+
+def gap_to_optimum(batches: Batches) -> float:
+    """Largest relative gap between the value that the allocator finds and the optimum of a dynamic program."""
+    tracker, random, largest = SuccessRateTracker(), np.random.default_rng(0), 0.0
+    for keys, rates in batches:
+        evidence, budget = tracker.evidence(keys), NUM_GENERATIONS * len(keys)
+        beliefs = BetaBeliefs(evidence.alpha, evidence.beta)
+        found = allocate(beliefs, budget, min_generations=2, max_generations=MOST)
+        optimum = allocate(beliefs, budget, min_generations=2, max_generations=MOST, solver="dp").value
+        largest = max(largest, 1.0 - found.value / optimum)
+        tracker.observe(keys, random.binomial(found.counts, rates), found.counts)
+    return largest
+
+
+def estimators() -> dict[str, dict]:
+    """By name: a rule, and the options of `replay`."""
+    posterior = PosteriorPolicy()
+    table = {
+        "true rates": {"rule": None},
+        "paper: last visit, fallback": {"rule": PaperPolicy()},
+        "last visit, no fallback": {"rule": PaperPolicy(confidence=1.0)},
+        "filter": {"rule": FilterPolicy()},
+    }
+    for prior in (0.1, 0.5, 1.0, 2.0):
+        for decay in (0.0, 0.5, 0.7, 0.85, 1.0):
+            options = {"rule": posterior, "prior": (prior, prior), "decay": decay}
+            table[f"posterior, prior {prior:g}, decay {decay:g}"] = options
+    for low in (3, 4):
+        table[f"posterior, prior 1, decay 0.85, at least {low}"] = {"rule": posterior, "low": low, "prior": (1.0, 1.0)}
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[201, 202, 203], help="of the recorded runs")
+    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--draws", type=int, default=5, help="replays of each recording")
+    args = parser.parse_args()
+
+    results: dict[str, dict] = {"gain": {}, "gap_to_optimum": {}}
+    for regime in REGIMES:
+        recorded = [record(regime, seed, args.steps) for seed in tqdm(args.seeds, desc=f"record {regime}")]
+        first_epoch = 480 // len(recorded[0][0][0]) + 1  # uniform under every rule
+        results["gap_to_optimum"][regime] = max(gap_to_optimum(batches) for batches in recorded)
+        for name, options in tqdm(estimators().items(), desc=f"replay {regime}"):
+            gains = []
+            for batches in recorded:
+                rates = [rates for _, rates in batches[first_epoch:]]
+                uniform = sum(expected_values(p, np.full(len(p), NUM_GENERATIONS)).sum() for p in rates)
+                values = [replay(batches, seed=draw, **options)[first_epoch:].sum() for draw in range(args.draws)]
+                gains.append(round(float(np.mean(values) / uniform - 1), 5))
+            results["gain"].setdefault(name, {})[regime] = gains
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "estimators.json").write_text(json.dumps(results, indent=1) + "\n")
+    for name, gains in results["gain"].items():
+        print(f"{name:45}", *(f"{regime} {100 * np.mean(values):+.1f} %" for regime, values in gains.items()))
+    print("largest gap to the optimum:", results["gap_to_optimum"])
+
+
+if __name__ == "__main__":
+    main()
