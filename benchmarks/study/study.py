@@ -154,6 +154,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes, one core each")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, help="only these, to begin with")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, help="only these, to begin with")
+    parser.add_argument("--tuning_only", action="store_true", help="stop when the learning rates are known")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -167,6 +168,8 @@ def main() -> None:
         },
     )
     run_all(args.profile, profile.tuning(), args.workers, "learning rates")
+    if args.tuning_only:
+        return
     chosen = choose_learning_rates(profile, load_results(args.profile))
     run_all(args.profile, profile.report(chosen), args.workers, "report")
 
