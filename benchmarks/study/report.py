@@ -12,6 +12,7 @@ import json
 import re
 import sys
 
+import numpy as np
 from analysis import Cell, about, load_cells, pooled_over_uniform, tuning_table
 from contenders import CONTENDERS
 from study import HERE, PROFILES, RESULTS, TUNING_TASK, load_results
@@ -121,6 +122,8 @@ def learning_rates(profile_name: str) -> str:
     rows = []
     for contender in profile.tuned:
         row = [f"`{contender}`"]
+        if np.isnan([scores[regime, contender] for regime in profile.regimes]).any():
+            continue
         for regime in profile.regimes:
             values = scores[regime, contender]
             row += [f"**{value:.3f}**" if value == max(values) else f"{value:.3f}" for value in values]

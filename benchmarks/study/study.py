@@ -61,7 +61,9 @@ class Profile:
         for task in self.tasks:
             for contender in self.on_one_task if task == TUNING_TASK else self.on_all_tasks:
                 for regime in self.regimes:
-                    learning_rate = learning_rates[regime, CONTENDERS[contender].lr_of or contender]
+                    learning_rate = learning_rates.get((regime, CONTENDERS[contender].lr_of or contender))
+                    if learning_rate is None:  # not tuned yet
+                        continue
                     runs += [Run(task, regime, contender, learning_rate, s, self.steps) for s in self.report_seeds]
         return runs
 
@@ -101,12 +103,18 @@ def score(result: dict) -> float:
 
 
 def choose_learning_rates(profile: Profile, results: dict[str, dict]) -> dict[tuple[str, str], float]:
-    """The best learning rate of each (regime, contender) over the tuning seeds."""
+    """The best learning rate over the tuning seeds of each (regime, contender) whose tuning is complete."""
     scores: dict[tuple[str, str, float], list[float]] = {}
+    incomplete = set()
     for run in profile.tuning():
-        scores.setdefault((run.regime, run.contender, run.learning_rate), []).append(score(results[run.name]))
+        if run.name in results:
+            scores.setdefault((run.regime, run.contender, run.learning_rate), []).append(score(results[run.name]))
+        else:
+            incomplete.add((run.regime, run.contender))
     best: dict[tuple[str, str], tuple[float, float]] = {}
     for (regime, contender, learning_rate), values in scores.items():
+        if (regime, contender) in incomplete:
+            continue
         best[regime, contender] = max(
             best.get((regime, contender), (-1.0, 0.0)), (float(np.mean(values)), learning_rate)
         )
