@@ -33,6 +33,7 @@ from trl import TrlParser
 from trl.import_utils import is_math_verify_available
 
 from trl_knapsack.evaluation import EvaluationResults, compare, evaluate_policy, exact_answers, math_answers
+from trl_knapsack.hub import resolve_config_argument
 
 
 @dataclass
@@ -161,7 +162,11 @@ def results_of(model: str, args: EvaluationArguments) -> EvaluationResults:
 
 
 def main() -> None:
-    (args,) = TrlParser((EvaluationArguments,)).parse_args_and_config()
+    try:
+        arguments = resolve_config_argument(sys.argv[1:], (EvaluationArguments,))
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
+    (args,) = TrlParser((EvaluationArguments,)).parse_args_and_config(arguments)
     results = results_of(args.model_name_or_path, args)
     if args.compare is None:
         lines = summary(args.model_name_or_path, results)

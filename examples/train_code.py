@@ -55,7 +55,10 @@ def code(text: str) -> str:
 
 def main() -> None:
     types = (ScriptArguments, KnapsackGRPOConfig, ModelConfig)
-    arguments = resolve_config_argument(sys.argv[1:], types)
+    try:
+        arguments = resolve_config_argument(sys.argv[1:], types)
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
     script_args, training_args, model_args = TrlParser(types).parse_args_and_config(arguments)
     if model_args.model_name_or_path is None:
         sys.exit("Give a model with --model_name_or_path, for example Qwen/Qwen2.5-Coder-1.5B-Instruct.")

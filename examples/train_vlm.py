@@ -84,7 +84,10 @@ def prepare(dataset: Dataset, max_image_size: int) -> Dataset:
 
 def main() -> None:
     types = (VLMArguments, KnapsackGRPOConfig, ModelConfig)
-    arguments = resolve_config_argument(sys.argv[1:], types)
+    try:
+        arguments = resolve_config_argument(sys.argv[1:], types)
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
     script_args, training_args, model_args = TrlParser(types).parse_args_and_config(arguments)
     if model_args.model_name_or_path is None or script_args.dataset_name is None:
         sys.exit("Give both --model_name_or_path and --dataset_name; the docstring of this script has examples.")

@@ -82,6 +82,11 @@ def test_a_file_that_is_not_there(run):
         run("--model_name_or_path", "nowhere.jsonl")
 
 
+def test_a_configuration_that_is_not_there(run):
+    with pytest.raises(SystemExit, match="me/nothing is not in the cache"):
+        run("--config", "me/nothing")
+
+
 def conversations(tmp_path) -> str:
     """Held-out problems of another kind, as they lie on the Hub: conversations, and answers in LaTeX."""
     rows = [([{"role": "user", "content": f"{i}+{i}"}], f"${2 * i}$") for i in range(6)]

@@ -164,6 +164,19 @@ def test_mistakes_end_in_a_sentence(run, chat_model, tmp_path, name):
         run(name, "--model_name_or_path", chat_model, "--dataset_name", data)
 
 
+@pytest.mark.parametrize("name", ["train_math", "train_code", "train_tools", "train_vlm", "train_instructions"])
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("me/nothing", "knapsack_config.yaml of me/nothing is not in the cache"),
+        ("no.yaml", "no.yaml is no file and no"),
+    ],
+)
+def test_a_configuration_that_is_not_there_is_a_sentence(run, name, config, message):
+    with pytest.raises(SystemExit, match=message):
+        run(name, "--config", config)
+
+
 @pytest.mark.parametrize("script", sorted(EXAMPLES.glob("train_*.py")), ids=lambda script: script.stem)
 def test_scripts_say_what_they_need(script):
     text = script.read_text(encoding="utf-8")
