@@ -38,9 +38,8 @@ def lively(tmp_path_factory) -> str:
     tokenizer = tiny_chat.tokenizer()
     del tokenizer.response_template  # TRL takes completions apart with it, for tools
     tokenizer.save_pretrained(folder)
-    GenerationConfig(do_sample=True, top_k=1, temperature=0.1, max_length=3, eos_token_id=[1, 13]).save_pretrained(
-        folder
-    )
+    own = {"do_sample": True, "top_k": 1, "temperature": 0.1, "min_p": 0.9, "max_length": 3}
+    GenerationConfig(**own, eos_token_id=[1, 13]).save_pretrained(folder)
     return str(folder)
 
 
@@ -65,6 +64,27 @@ def test_greedy_completions_do_not_depend_on_the_batch(lively):
     for batch_size in (1, 4, 64):
         found = sample_completions(lively, prompts, num_generations=1, temperature=0.0, batch_size=batch_size, **QUIET)
         assert found == [[ids] for ids in expected]
+
+
+def test_a_completion_ends_at_the_end_tokens_of_model_and_tokenizer(lively):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(lively), AutoTokenizer.from_pretrained(lively)
+    prompts = ["m1", "e023456", "h", "n99n99", "m2", "7e"]
+    ids = max((alone(model, tokenizer, prompt) for prompt in prompts), key=lambda ids: len(set(ids)))
+    prompt = next(prompt for prompt in prompts if alone(model, tokenizer, prompt) == ids)
+    first, second = ids[0], next(token for token in ids if token != ids[0])
+
+    def greedy(of_model, of_tokenizer):
+        model.generation_config.eos_token_id = of_model
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(of_tokenizer)
+        ((found,),) = sample_completions(
+            model, [prompt], tokenizer=tokenizer, num_generations=1, temperature=0.0, **QUIET
+        )
+        return found
+
+    unseen = next(token for token in range(2, 20) if token not in ids)
+    until_second = ids[: ids.index(second) + 1]
+    assert greedy(first, unseen) == greedy([unseen, first], unseen) == greedy(unseen, first) == [first]
+    assert greedy(second, unseen) == greedy([unseen, second], unseen) == greedy(None, second) == until_second
 
 
 def test_conversations_go_through_the_chat_template(lively):
@@ -120,7 +140,11 @@ def test_a_seed_repeats_and_nothing_else_is_disturbed(lively):
     def sample(seed):
         return sample_completions(model, ["m1", "e22"], tokenizer=tokenizer, seed=seed, **QUIET)
 
+    modes = []
+    handle = model.register_forward_pre_hook(lambda module, inputs: modes.append(module.training))
     first = sample(0)
+    handle.remove()
+    assert modes and not any(modes)  # no dropout while sampling
     assert torch.equal(torch.rand(3), expected)
     assert sample(0) == first != sample(1)
     assert len(first) == 2 and all(len({tuple(ids) for ids in own}) > 1 for own in first)
@@ -380,7 +404,7 @@ def test_problems_are_matched_by_id_and_completions_by_number():
     """Order does not matter, other problems are left out, and a run with more completions has no advantage."""
     a, b = simulated(RATES, 16, seed=0), simulated(RATES, 4, seed=1)
     mixed = EvaluationResults([*reversed(b.problems), ProblemResult("other", (1.0,) * 4), ProblemResult("none", ())])
-    found = compare(a, mixed)
+    found = compare(EvaluationResults([*a, ProblemResult("none", (1.0,) * 16)]), mixed)
     assert (found.problems, found.left_out, found.n) == (150, 2, 4)
     assert list(found.differences) == ["avg@4", "pass@2", "pass@4"]
     assert found.estimates["avg@4"][0] == pytest.approx(np.mean([problem.c / 16 for problem in a]))

@@ -578,6 +578,8 @@ def test_resuming_without_success_rates_is_refused(model, tmp_path):
         ({"min_generations": 5}, r"min_generations \(5\) must be at most num_generations \(4\)"),
         ({"max_generations": 3}, r"max_generations \(3\) must be at least num_generations \(4\)"),
         ({"group_weight_power": 1.5}, r"group_weight_power \(1.5\) must lie between 0, every prompt weighs the same"),
+        ({"group_weight_power": -0.5}, r"group_weight_power \(-0.5\) must lie between 0"),
+        ({"group_weight_power": float("nan")}, r"group_weight_power \(nan\) must lie between 0"),
         ({"allocation": "greedy"}, r"allocation 'greedy' must be one of 'posterior'"),
         ({"success_prior": [0.0, 0.5]}, r"success_prior \(0.0, 0.5\)"),
         ({"success_decay": 1.5}, r"success_decay \(1.5\)"),

@@ -32,7 +32,8 @@ def evaluate_policy(
 ) -> EvaluationResults:
     """
     Sample completions of every problem and score them as the trainer does. Completions are texts of one turn: tools and
-    environments are not called.
+    environments are not called, and a tokenizer's response template is not used. With one TRL takes completions apart
+    (content, reasoning, tool calls) before the reward function sees them; here it sees the whole text.
 
     Args:
         model (`str` or `PreTrainedModel`):
