@@ -24,8 +24,8 @@ from trl_knapsack.values import VALUES, expected_values
 
 
 NUM_GENERATIONS = 8
-GROUPS = 6  # of each prompt
-STEP_SIZE = 0.01  # of gradient descent: small enough that changes are proportional to it
+GROUPS = 4  # of each prompt
+STEP_SIZE = 1e-4  # of gradient descent: small enough that changes are proportional to it
 
 
 def completions_of(model, tokenizer, prompt: str, count: int, max_new_tokens: int) -> list[str]:
@@ -108,7 +108,7 @@ def correlations(columns: dict[str, list[float]], resamples: int = 1000) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--prompts", type=int, default=240)
+    parser.add_argument("--prompts", type=int, default=160)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
