@@ -179,9 +179,12 @@ def warm_up_batches(
 # --- Policy -----------------------------------------------------------------------------------------------------------
 
 
-def make_tokenizer() -> Qwen2Tokenizer:
+ALPHABET = "0123456789+-*()="
+
+
+def make_tokenizer(alphabet: str = ALPHABET) -> Qwen2Tokenizer:
     """One token per character: a byte-level BPE without merges. `AutoTokenizer` gives this class to any Qwen2 model."""
-    vocab = {token: index for index, token in enumerate(["<pad>", "<eos>", *"0123456789+-*()="])}
+    vocab = {token: index for index, token in enumerate(["<pad>", "<eos>", *alphabet])}
     return Qwen2Tokenizer(
         vocab=vocab,
         merges=[],
@@ -193,16 +196,18 @@ def make_tokenizer() -> Qwen2Tokenizer:
     )
 
 
-def make_model(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2ForCausalLM:
-    """An untrained Qwen2 of 1.06 million parameters; heads of 32, which vLLM's kernels support too."""
+def make_model(
+    tokenizer: Qwen2Tokenizer, seed: int, heads: int = 4, intermediate_size: int = 512, layers: int = 4
+) -> Qwen2ForCausalLM:
+    """An untrained Qwen2, by default of 1.06 million parameters; heads of 32, which vLLM's kernels support too."""
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
+        hidden_size=32 * heads,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         max_position_embeddings=64,
         rope_theta=1000.0,
         initializer_range=0.05,

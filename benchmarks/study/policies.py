@@ -15,52 +15,11 @@ import random
 
 import numpy as np
 import torch
-from tasks import NUM_HELD_OUT, NUM_TRAIN, POLICIES, TASKS, Problem, is_reserved
-from tqdm.auto import tqdm
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from tasks import NUM_HELD_OUT, NUM_TRAIN, POLICIES, TASKS, Problem, is_reserved, make_math_policy
 
 
+encode = make_math_policy.encode
 POOL = 16_000  # problems that the regimes choose from
-
-
-def make_tokenizer(alphabet: str) -> Qwen2Tokenizer:
-    """One token per character: a byte-level BPE without merges."""
-    vocab = {token: index for index, token in enumerate(["<pad>", "<eos>", *alphabet])}
-    specials = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<eos>"}
-    return Qwen2Tokenizer(vocab=vocab, merges=[], padding_side="left", model_max_length=64, **specials)
-
-
-def make_model(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2ForCausalLM:
-    torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=3,
-        num_key_value_heads=3,
-        max_position_embeddings=64,
-        rope_theta=1000.0,
-        initializer_range=0.05,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = Qwen2ForCausalLM(config)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model
-
-
-def encode(tokenizer: Qwen2Tokenizer, pairs: list[tuple[str, str]]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Left-padded (B, L) model inputs of prompt + completion + EOS, and labels that are -100 on the prompt."""
-    texts = [prompt + completion + tokenizer.eos_token for prompt, completion in pairs]
-    batch = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
-    position = torch.arange(batch["input_ids"].shape[1])  # (L,)
-    lengths = torch.tensor([len(completion) + 1 for _, completion in pairs])  # (B,)
-    in_completion = position >= len(position) - lengths[:, None]  # (B, L)
-    return dict(batch), batch["input_ids"].masked_fill(~in_completion, -100)
 
 
 @torch.no_grad()
@@ -94,29 +53,6 @@ def lessons(task: str, batch_size: int, steps: int, careless_from: int, rng: ran
                 errs = step >= careless_from and rng.random() < carelessness
                 batch.append((problem.prompt, problem.mistake if errs else rng.choice(problem.solutions)))
         yield batch
-
-
-def warm_up(model, tokenizer, batches, steps: int, learning_rate: float, label: str) -> None:
-    """Supervised training on completions: Muon for the matrices, AdamW for the rest, linear warm-up and decay."""
-    matrices = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
-    others = [weight for name, weight in model.named_parameters() if weight.ndim != 2 or "embed" in name]
-    optimizers = [
-        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.98)),
-    ]
-    model.train()
-    progress = tqdm(batches, total=steps, desc=label, mininterval=5)
-    for step, pairs in enumerate(progress):
-        inputs, labels = encode(tokenizer, pairs)
-        loss = model(**inputs, labels=labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, 20 * (step + 1) / steps) * (1 - step / steps)
-            optimizer.step()
-            optimizer.zero_grad()
-        progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    model.eval()
 
 
 def draw_regimes(pool: list[Problem], rates: np.ndarray, seed: int) -> dict[str, list[int]]:
@@ -155,10 +91,10 @@ def draw_regimes(pool: list[Problem], rates: np.ndarray, seed: int) -> dict[str,
 def make(name: str, steps: int | None, seed: int) -> None:
     task = TASKS[name]
     steps = steps or task.warm_up_steps
-    tokenizer = make_tokenizer(task.alphabet)
-    model = make_model(tokenizer, seed)
+    tokenizer = make_math_policy.make_tokenizer(task.alphabet)
+    model = make_math_policy.make_model(tokenizer, seed, heads=3, intermediate_size=256, layers=3)
     batches = lessons(name, 128, steps, round((1 - task.careless_share) * steps), random.Random(seed))
-    warm_up(model, tokenizer, batches, steps, learning_rate=5e-3, label=name)
+    make_math_policy.warm_up(model, tokenizer, batches, steps, learning_rate=5e-3)
 
     folder = POLICIES / name
     model.save_pretrained(folder)

@@ -24,7 +24,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent.parent / "examples"))
 
-from make_math_policy import KINDS as MATH_KINDS  # noqa: E402
+import make_math_policy  # noqa: E402
 
 
 POLICIES = HERE / "policies"
@@ -79,9 +79,9 @@ _CARELESS = {
 def _arithmetic(rng: random.Random) -> tuple[Problem, float]:
     name = rng.choice(list(_CARELESS))
     state = rng.getstate()
-    prompt, answer = MATH_KINDS[name].make(rng.randint, lambda: False)
+    prompt, answer = make_math_policy.KINDS[name].make(rng.randint, lambda: False)
     rng.setstate(state)  # the same operands
-    _, mistake = MATH_KINDS[name].make(rng.randint, lambda: True)
+    _, mistake = make_math_policy.KINDS[name].make(rng.randint, lambda: True)
     return Problem(prompt, (str(answer),), str(mistake)), _graded(prompt[0], _CARELESS[name])
 
 
@@ -100,17 +100,17 @@ def _expressions(numbers: tuple[int, ...]) -> dict[str, int]:
 
 
 def _countdown(rng: random.Random) -> tuple[Problem, float]:
-    numbers = tuple(sorted(rng.randint(1, 20) for _ in range(3)))
+    numbers = tuple(sorted(rng.randint(1, 23) for _ in range(3)))
     expressions = _expressions(numbers)
-    targets = sorted({value for value in expressions.values() if 0 < value < 200})
+    targets = sorted({value for value in expressions.values() if 0 < value < 1000})
     target = rng.choice(targets)
     solutions = tuple(sorted(expression for expression, value in expressions.items() if value == target))
-    wrong = sorted(set(expressions) - set(solutions))
-    mistake = min(rng.sample(wrong, 4), key=lambda expression: abs(expressions[expression] - target))
+    slips = (sign.join(map(str, numbers)) for sign in "+*-")  # adds everything, whatever the target is
+    mistake = next(slip for slip in slips if expressions[slip] != target)
     prompt = f"{','.join(map(str, numbers))}>{target}:"
     times = min(expression.count("*") for expression in solutions)
-    bounds = ((0.0, 0.3), (0.0, 0.95), (0.3, 1.0))[times]
-    return Problem(prompt, solutions, mistake), _graded(prompt[-2], bounds)
+    bounds = ((0.0, 0.5), (0.0, 1.0), (0.5, 1.0))[times]
+    return Problem(prompt, solutions, mistake), _graded(str(target)[0], bounds)
 
 
 # --- sorting: letters in ascending (<) or descending (>) order, within brackets ---------------------------------------
@@ -142,7 +142,7 @@ TASKS = {
     "arithmetic": Task(
         "0123456789+-*()=", _arithmetic, max_completion_length=5, warm_up_steps=1500, careless_share=0.15
     ),
-    "countdown": Task("0123456789+-*,>:", _countdown, max_completion_length=9, warm_up_steps=4000, careless_share=0.3),
+    "countdown": Task("0123456789+-*,>:", _countdown, max_completion_length=9, warm_up_steps=3500, careless_share=0.3),
     "sorting": Task("abcdefghij<>[]", _sorting, max_completion_length=11, warm_up_steps=1200, careless_share=0.5),
 }
 
