@@ -74,11 +74,14 @@ def draw_regimes(pool: list[Problem], rates: np.ndarray, seed: int) -> dict[str,
     for regime, shares in bins.items():
         chosen = []
         for low, high, share in shares:
-            inside = np.flatnonzero((rates >= low) & (rates < high))
+            inside = np.setdiff1d(np.flatnonzero((rates >= low) & (rates < high)), chosen)
             count = round(share * wanted)
+            if len(inside) < count:  # what is rare here is made up for by what is harder
+                harder = np.setdiff1d(np.flatnonzero(rates < low), chosen)[: count - len(inside)]
+                inside = np.concatenate([inside, harder])
             if len(inside) < count:
                 raise SystemExit(
-                    f"{regime}: {len(inside)} of {len(pool)} problems have rates in [{low}, {high}), {count} needed"
+                    f"{regime}: {len(inside)} of {len(pool)} problems have rates up to {high}, {count} are needed"
                 )
             chosen += rng.choice(inside, count, replace=False).tolist()
         while len(chosen) < wanted:  # what rounding left
