@@ -269,6 +269,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def create_branch(self, name, branch):
         repo = self._repo(name, write=True)
+        if branch.startswith("refs"):
+            raise _Refused(403, "Only the Hub makes these")
         if branch in repo["branches"]:
             raise _Refused(409, "Reference already exists")
         repo["branches"][branch] = repo["branches"]["main"]

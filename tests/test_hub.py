@@ -84,6 +84,24 @@ def test_a_revision(hub):
         largest(revision="narrow")
 
 
+def test_pushing_again_keeps_what_the_branch_says(hub, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")  # only the token that is given
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "nowhere")
+
+    def push(largest=16, **options):
+        config(max_generations=largest).push_config_to_hub("me/recipe", private=True, token=TOKEN, **options)
+
+    push()
+    push(32, revision="wide")
+    hub.commit("me/recipe", {"README.md": b"# By hand, on this branch"}, branch="wide")
+    push(32, revision="wide")
+    assert b"By hand, on this branch" in hub.files("me/recipe", "wide")["README.md"]
+    assert b"By hand" not in hub.files("me/recipe")["README.md"]
+    push(40, create_pr=True)
+    push(64, revision="refs/pr/1")
+    assert b"max_generations: 64" in hub.files("me/recipe", "refs/pr/1")["knapsack_config.yaml"]
+
+
 def test_what_is_yours_is_not_published(hub, tmp_path, model):
     mine = config(
         **{"output_dir": str(tmp_path), "run_name": "mine", "report_to": "tensorboard", "hub_token": "hf_" + "x" * 30},
