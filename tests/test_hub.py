@@ -38,6 +38,7 @@ RECIPE = {
 @dataclass
 class RewardArguments(ScriptArguments):
     reward_funcs: list[str] | None = None
+    reward_model_name_or_path: str | None = None
 
 
 def config(**options) -> KnapsackGRPOConfig:
@@ -102,7 +103,7 @@ def test_pushing_again_keeps_what_the_branch_says(hub, monkeypatch):
     assert b"max_generations: 64" in hub.files("me/recipe", "refs/pr/1")["knapsack_config.yaml"]
 
 
-def test_what_is_yours_is_not_published(hub, tmp_path, model):
+def test_what_is_yours_is_not_published(hub, tmp_path, model, monkeypatch):
     mine = config(
         **{"output_dir": str(tmp_path), "run_name": "mine", "report_to": "tensorboard", "hub_token": "hf_" + "x" * 30},
         **{"hub_model_id": "me/model", "vllm_server_base_url": "http://10.0.0.1", "success_state_path": str(tmp_path)},
@@ -111,6 +112,11 @@ def test_what_is_yours_is_not_published(hub, tmp_path, model):
     mine.push_config_to_hub(
         "me/recipe", script_args=[ScriptArguments(dataset_name=str(tmp_path)), ModelConfig(model_name_or_path=model)]
     )
+    monkeypatch.chdir(tmp_path)
+    Path("local_data").mkdir()
+    for place in ("/another/machine", "local_data"):
+        script_args = RewardArguments(dataset_name=place, reward_model_name_or_path=place)
+        assert place not in Path(mine.save_pretrained(tmp_path, [script_args])).read_text()
     assert yaml.safe_load(hub.files("me/recipe")["knapsack_config.yaml"]) == {**RECIPE, "logging_steps": 5}
     for content in hub.files("me/recipe").values():
         for secret in (str(tmp_path), "hf_xxx", "10.0.0.1", "me/model"):
