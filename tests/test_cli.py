@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trl_knapsack import RolloutHistory, SuccessRateTracker
+from trl_knapsack import RolloutHistory, SuccessRateTracker, allocate
 from trl_knapsack.cli import COMMANDS, main
 
 
@@ -195,6 +195,16 @@ def test_allocate_gives_the_best_counts_for_what_is_believed(run, rates, tmp_pat
     shown = [line.split() for line in out.split("\n\n")[0].splitlines()[2:]]
     assert [(line[0], int(line[-1])) for line in shown] == list(zip("abcd", expected, strict=True))
     assert "of uniform" in out and "of the paper's rule" in out
+
+
+def test_a_fresh_process_allocates_as_the_compiled_kernels_do(run, tmp_path):
+    rates = np.random.default_rng(0).random(300)
+    table = tmp_path / "rates.csv"
+    table.write_text("success_rate\n" + "".join(f"{rate}\n" for rate in rates))
+    line = [sys.executable, "-m", "trl_knapsack", "allocate", str(table), "--num_generations", "8", "--json"]
+    fresh = json.loads(subprocess.run(line, check=True, capture_output=True, text=True).stdout)
+    expected = allocate(rates, 2400)
+    assert [prompt["generations"] for prompt in fresh["prompts"]] == expected.counts.tolist()
 
 
 def test_allocate_takes_every_kind_of_table(run, tmp_path):

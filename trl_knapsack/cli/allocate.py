@@ -7,6 +7,8 @@ a CSV file are success_rate, or successes and trials, or alpha and beta; id and 
 
 import argparse
 import csv
+import os
+import sys
 from typing import TYPE_CHECKING
 
 from .console import percent, print_json, print_table
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 HELP = "share rollouts out over prompts"
 SHOWN = 20  # prompts in the table; all are in the JSON and in the file
+FEW = 2_000  # prompts for which loading the compiled kernels takes longer than running them uncompiled
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,15 +58,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import numpy as np
-
-    from ..explain import explain
-    from ..values import BetaBeliefs
     from .sources import read_prompts
 
     table = read_prompts(args.source, args.success_prior)
     if not table.ids:
         raise ValueError(f"{args.source} knows no prompts yet, so there is nothing to share out.")
+    priced = args.max_cost is not None or args.cost_weight is not None
+    if len(table.ids) <= FEW and not priced and "numba" not in sys.modules:
+        os.environ["NUMBA_DISABLE_JIT"] = "1"
+
+    import numpy as np
+
+    from ..explain import explain
+    from ..values import BetaBeliefs
+
     allocation = _allocate(table, args)
     beliefs, last_rate = BetaBeliefs(table.evidence.alpha, table.evidence.beta), table.evidence.last_rate
     explanation = explain(
