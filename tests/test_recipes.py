@@ -164,7 +164,7 @@ def test_several_machines(tmp_path, given):
     for name, text in {
         "srun": SRUN,
         "accelerate": ACCELERATE,
-        "scontrol": "#!/bin/bash\necho node7\necho node9\n",
+        "scontrol": "#!/bin/bash\necho node7\nsleep 0.2\necho node9\n",  # a reader that leaves early would end it
     }.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
