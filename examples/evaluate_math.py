@@ -29,11 +29,10 @@ from pathlib import Path
 
 from datasets import Dataset, load_dataset, load_from_disk
 from train_math import BUNDLED_DATASET, BUNDLED_MODEL, accuracy, exact_match
-from trl import TrlParser
 from trl.import_utils import is_math_verify_available
 
 from trl_knapsack.evaluation import EvaluationResults, compare, evaluate_policy, exact_answers, math_answers
-from trl_knapsack.hub import resolve_config_argument
+from trl_knapsack.hub import parse_script_arguments
 
 
 @dataclass
@@ -162,11 +161,7 @@ def results_of(model: str, args: EvaluationArguments) -> EvaluationResults:
 
 
 def main() -> None:
-    try:
-        arguments = resolve_config_argument(sys.argv[1:], (EvaluationArguments,))
-    except (OSError, ValueError) as error:
-        sys.exit(str(error))
-    (args,) = TrlParser((EvaluationArguments,)).parse_args_and_config(arguments)
+    (args,) = parse_script_arguments((EvaluationArguments,))
     results = results_of(args.model_name_or_path, args)
     if args.compare is None:
         lines = summary(args.model_name_or_path, results)

@@ -25,10 +25,10 @@ from pathlib import Path
 
 from datasets import load_dataset
 from transformers.utils import is_peft_available
-from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer
-from trl_knapsack.hub import resolve_config_argument
+from trl_knapsack.hub import parse_script_arguments
 
 
 HERE = Path(__file__).resolve().parent
@@ -54,12 +54,7 @@ def code(text: str) -> str:
 
 
 def main() -> None:
-    types = (ScriptArguments, KnapsackGRPOConfig, ModelConfig)
-    try:
-        arguments = resolve_config_argument(sys.argv[1:], types)
-    except (OSError, ValueError) as error:
-        sys.exit(str(error))
-    script_args, training_args, model_args = TrlParser(types).parse_args_and_config(arguments)
+    script_args, training_args, model_args = parse_script_arguments((ScriptArguments, KnapsackGRPOConfig, ModelConfig))
     if model_args.model_name_or_path is None:
         sys.exit("Give a model with --model_name_or_path, for example Qwen/Qwen2.5-Coder-1.5B-Instruct.")
     training_args.model_init_kwargs = {

@@ -32,12 +32,12 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from transformers import ProgressCallback
 from transformers.utils import is_peft_available
-from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 from trl.import_utils import is_math_verify_available
 from trl.rewards import accuracy_reward
 
 from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer
-from trl_knapsack.hub import resolve_config_argument
+from trl_knapsack.hub import parse_script_arguments
 
 
 HERE = Path(__file__).resolve().parent
@@ -126,12 +126,9 @@ def main() -> None:
     bundled = not given & {"--model_name_or_path", "--dataset_name", "--config"}
     if bundled:
         arguments = ["--config", str(BUNDLED_CONFIG), *arguments]
-    dataclass_types = (MathArguments, KnapsackGRPOConfig, ModelConfig)
-    try:
-        arguments = resolve_config_argument(arguments, dataclass_types)
-    except (OSError, ValueError) as error:
-        sys.exit(str(error))
-    script_args, training_args, model_args = TrlParser(dataclass_types).parse_args_and_config(arguments)
+    script_args, training_args, model_args = parse_script_arguments(
+        (MathArguments, KnapsackGRPOConfig, ModelConfig), arguments
+    )
     if bundled:
         script_args.dataset_name, model_args.model_name_or_path = str(BUNDLED_DATASET), str(BUNDLED_MODEL)
         if not given & {"--output_dir"}:

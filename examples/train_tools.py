@@ -25,10 +25,10 @@ from pathlib import Path
 
 from datasets import load_dataset
 from transformers.utils import is_peft_available
-from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer
-from trl_knapsack.hub import resolve_config_argument
+from trl_knapsack.hub import parse_script_arguments
 
 
 BUNDLED_DATASET = Path(__file__).resolve().parent / "math_problems"
@@ -102,12 +102,7 @@ def as_question(row: dict) -> dict:
 
 
 def main() -> None:
-    types = (ScriptArguments, KnapsackGRPOConfig, ModelConfig)
-    try:
-        arguments = resolve_config_argument(sys.argv[1:], types)
-    except (OSError, ValueError) as error:
-        sys.exit(str(error))
-    script_args, training_args, model_args = TrlParser(types).parse_args_and_config(arguments)
+    script_args, training_args, model_args = parse_script_arguments((ScriptArguments, KnapsackGRPOConfig, ModelConfig))
     if model_args.model_name_or_path is None:
         sys.exit("Give a model with --model_name_or_path, for example Qwen/Qwen3-0.6B.")
     training_args.model_init_kwargs = {

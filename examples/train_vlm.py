@@ -25,12 +25,12 @@ from dataclasses import dataclass, field
 
 from datasets import Dataset, load_dataset
 from transformers.utils import is_peft_available
-from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 from trl.import_utils import is_math_verify_available
 from trl.rewards import accuracy_reward
 
 from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer
-from trl_knapsack.hub import resolve_config_argument
+from trl_knapsack.hub import parse_script_arguments
 
 
 @dataclass
@@ -83,12 +83,7 @@ def prepare(dataset: Dataset, max_image_size: int) -> Dataset:
 
 
 def main() -> None:
-    types = (VLMArguments, KnapsackGRPOConfig, ModelConfig)
-    try:
-        arguments = resolve_config_argument(sys.argv[1:], types)
-    except (OSError, ValueError) as error:
-        sys.exit(str(error))
-    script_args, training_args, model_args = TrlParser(types).parse_args_and_config(arguments)
+    script_args, training_args, model_args = parse_script_arguments((VLMArguments, KnapsackGRPOConfig, ModelConfig))
     if model_args.model_name_or_path is None or script_args.dataset_name is None:
         sys.exit("Give both --model_name_or_path and --dataset_name; the docstring of this script has examples.")
     if not is_math_verify_available():

@@ -1,13 +1,14 @@
 """Configurations and success rates on the Hugging Face Hub."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from trl import ModelConfig, ScriptArguments
+from trl import ModelConfig, ScriptArguments, TrlParser
 
 from .cards import config_card
 from .config_file import CONFIG_FILE, checked_fields, read_config_file, recipe, write_config_file
@@ -214,6 +215,25 @@ def resolve_config_argument(
         checked_fields(read_config_file(path, source), dataclass_types, source, from_hub=True)
     arguments[place] = path
     return arguments
+
+
+def parse_script_arguments(dataclass_types: Sequence[type], arguments: Sequence[str] | None = None) -> tuple:
+    """
+    A script's dataclasses from its arguments: [`~trl.TrlParser`] after [`resolve_config_argument`]. What is wrong with a
+    configuration ends the script with a sentence.
+
+    Args:
+        dataclass_types (`Sequence[type]`): Dataclasses of the script.
+        arguments (`Sequence[str]`, *optional*): By default those of the process.
+
+    Returns:
+        `tuple`: an instance of each.
+    """
+    try:
+        resolved = resolve_config_argument(sys.argv[1:] if arguments is None else arguments, dataclass_types)
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
+    return TrlParser(dataclass_types).parse_args_and_config(resolved)
 
 
 def _split_config(argument: str) -> list[str]:
