@@ -472,6 +472,7 @@ def test_train_and_then_look_at_the_run(project, run):
     ("arguments", "code", "message"),
     [
         (["--learning_rte", "1"], 2, "--learning_rte is an option neither of the training nor of accelerate launch; did you mean --learning_rate?"),
+        (["--num_eval_problems", "9"], 2, "nor of accelerate launch; see trl-knapsack train --help."),  # of a script
         (["--min_generations", "9"], 2, "min_generations (9) must be at most num_generations (4)"),
         (["--reward_funcs", "nothere.reward"], 2, "reward function 'nothere.reward': there is no module 'nothere'"),
         (["--reward_funcs", "acuracy_reward"], 2, "trl.rewards has no reward function 'acuracy_reward'; did you mean 'accuracy_reward'?"),

@@ -73,7 +73,7 @@ def launch_arguments(arguments: list[str], parser: argparse.ArgumentParser) -> l
             resolved += ["--config_file", accelerate_config(value if equals else rest.pop(0))]
             continue
         if flag not in known:
-            close = difflib.get_close_matches(flag, [*known, *parser._option_string_actions], n=1)
+            close = difflib.get_close_matches(flag, [*known, *parser._option_string_actions], n=1, cutoff=0.8)
             remedy = f"did you mean {close[0]}?" if close else "see trl-knapsack train --help."
             raise ValueError(f"{flag} is an option neither of the training nor of accelerate launch; {remedy}")
         if known[flag].nargs == 0:  # a switch, which a YAML file sets with true or false
