@@ -220,8 +220,6 @@ def checked_fields(
             raise ValueError(f"env in {source} sets environment variables, which is yours to do; remove it there.")
         if name not in known:
             raise ValueError(_unknown(name, known, dataclass_types, source))
-        if from_hub:
-            _check_foreign(name, value, source)
         option, hint = known[name]
         try:
             value = fit(value, hint)
@@ -232,7 +230,7 @@ def checked_fields(
             is_word = isinstance(value, bool) and ("a text" in str(misfit) or "one of" in str(misfit))
             remedy = "quote a word such as no or off, which YAML reads as false" if is_word else "correct it there"
             raise ValueError(f"{name} in {source} must be {misfit}, but is {_shown(value)}; {remedy}.") from None
-        if from_hub:  # once more, for what was JSON in a text
+        if from_hub:  # after the type, as a text may hold JSON
             _check_foreign(name, value, source)
         checked[name] = value
     return checked
