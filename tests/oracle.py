@@ -131,7 +131,7 @@ class Beliefs:
     def of(self, keys):
         """Alphas and betas."""
         pairs = [self.seen.get(key, (0.0, 0.0)) for key in keys]
-        return [0.5 + s for s, _ in pairs], [0.5 + f for _, f in pairs]
+        return [1.0 + s for s, _ in pairs], [1.0 + f for _, f in pairs]
 
     def visit(self, key, rewards):
         s, f = self.seen.get(key, (0.0, 0.0))

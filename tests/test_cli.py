@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trl_knapsack import RolloutHistory, SuccessRateTracker, allocate
+from trl_knapsack import KnapsackGRPOConfig, RolloutHistory, SuccessRateTracker, allocate
 from trl_knapsack.cli import COMMANDS, main
 
 
@@ -179,13 +179,13 @@ def greedy(alpha, beta, budget, low=2, high=128):
 
 
 def test_allocate_gives_the_best_counts_for_what_is_believed(run, rates, tmp_path):
-    expected = greedy([0.5, 1.5, 4.5, 8.5], [8.5, 7.5, 4.5, 0.5], 32)
+    expected = greedy([1, 2, 5, 9], [9, 8, 5, 1], 32)
     code, out, err = run("allocate", rates, "--budget", 32, "--json", "--output", tmp_path / "counts.csv")
     said = json.loads(out)
     assert (code, err) == (0, "")
     assert [prompt["generations"] for prompt in said["prompts"]] == expected
     assert [prompt["id"] for prompt in said["prompts"]] == ["a", "b", "c", "d"]
-    assert [prompt["success_rate"] for prompt in said["prompts"]] == pytest.approx([0.5 / 9, 1.5 / 9, 0.5, 8.5 / 9])
+    assert [prompt["success_rate"] for prompt in said["prompts"]] == pytest.approx([0.1, 0.2, 0.5, 0.9])
     assert said["budget"] == 32 and sum(row["rollouts"] for row in said["explanation"]) == 32
     with open(tmp_path / "counts.csv", newline="") as file:
         written = list(csv.DictReader(file))
@@ -221,8 +221,20 @@ def test_allocate_takes_every_kind_of_table(run, tmp_path):
     assert counts(rates, "--allocation", "filter") == [2, 12, 12, 12, 2]
     assert counts(rates, "--max_generations", 12) == [2, 12, 12, 12, 2]  # nothing to gain at 0 and 1
     trials = "successes,trials\n2,4\n0,0\n"
-    assert counts(trials) == greedy([2.5, 0.5], [2.5, 0.5], 40)
+    assert counts(trials) == greedy([3, 1], [3, 1], 40)
     assert counts(trials, "--success_prior", 1, 3) == greedy([3, 1], [5, 3], 40)
+
+
+def test_the_prior_and_decay_of_a_run_are_the_defaults_everywhere(run, tmp_path):
+    config, tracker = KnapsackGRPOConfig("out", use_cpu=True, bf16=False), SuccessRateTracker()
+    assert (tuple(config.success_prior), config.success_decay) == (tracker.prior, tracker.decay)
+    given = ("--success_prior", *config.success_prior, "--success_decay", config.success_decay)
+    simulation = ("simulate", "--prompts", 40, "--worlds", 1, "--epochs", 3, "--allocation", "posterior", "--json")
+    assert run(*simulation) == run(*simulation, *given)
+    table = tmp_path / "table.csv"
+    table.write_text("successes,trials\n2,4\n0,1\n")
+    allocation = ("allocate", table, "--budget", 40, "--json")
+    assert run(*allocation) == run(*allocation, *given[:3])
 
 
 def test_allocate_heeds_tokens(run, tmp_path):
@@ -235,7 +247,7 @@ def test_allocate_heeds_tokens(run, tmp_path):
 
 
 def test_allocate_reads_the_state_of_a_run(run, run_folder):
-    alpha, beta = 0.5, 0.5 + 0.85 * (0.85 * 8 + 20) + 14  # what is left of `stuck`
+    alpha, beta = 1.0, 1.0 + 0.85 * (0.85 * 8 + 20) + 14  # what is left of `stuck`
     code, out, _ = run("allocate", run_folder, "--num_generations", 8, "--json")
     prompts = {prompt["id"]: prompt for prompt in json.loads(out)["prompts"]}
     assert prompts.keys() == {"lazy", "stuck", "moves", "late"}
@@ -263,7 +275,7 @@ def test_inspect_finds_the_hardest_the_stuck_and_the_dear(run, run_folder):
         ("stuck", 42), ("moves", 16), ("lazy", 10), ("late", 4)
     ]  # fmt: skip
     moves = said["hardest"][1]
-    won, lost = 0.5 + 6, 0.5 + 0.85 * 0 + 8 + 2  # the posterior before its last visit, and that visit
+    won, lost = 1.0 + 6, 1.0 + 0.85 * 0 + 8 + 2  # the posterior before its last visit, and that visit
     assert moves["believed_rate"] == pytest.approx(won / (won + lost))
     transitions = np.zeros((5, 5), int)
     transitions[4, 4] = transitions[0, 0] = transitions[0, 2] = transitions[2, 4] = 1

@@ -105,8 +105,8 @@ def test_a_rule_sees_what_its_own_rollouts_showed_and_nothing_else():
         Prompts.from_rates([0.0] * 4), {"mine": rule}, epochs=3, worlds=1, prompts_per_batch=4, success_decay=1.0
     )
     assert [e.visits.tolist() for e in seen] == [[0] * 4, [1] * 4, [2] * 4]
-    assert seen[2].beta.sum() == pytest.approx(4 * 0.5 + 2 * 32)  # 32 failures in each of two epochs, and the prior
-    assert (seen[2].alpha == 0.5).all()
+    assert seen[2].beta.sum() == pytest.approx(4 * 1.0 + 2 * 32)  # 32 failures in each of two epochs, and the prior
+    assert (seen[2].alpha == 1.0).all()
     assert (result.largest_budget["mine"] == 14).all()
 
 
@@ -137,7 +137,7 @@ def test_a_state_is_where_a_simulation_begins():
     before = tracker.state_dict()
     prompts = Prompts.from_tracker(tracker)
     draws = np.array([prompts.draw(np.random.default_rng(i)) for i in range(4000)])
-    alpha, beta = np.array([0.5, 30.5, 0.5 + 0.85 * 15 + 15]), np.array([30.5, 0.5, 0.5 + 0.85 * 15 + 15])
+    alpha, beta = np.array([1.0, 31.0, 1.0 + 0.85 * 15 + 15]), np.array([31.0, 1.0, 1.0 + 0.85 * 15 + 15])
     np.testing.assert_allclose(draws.mean(0), alpha / (alpha + beta), atol=0.01)
     np.testing.assert_allclose(draws.std(0), stats.beta(alpha, beta).std(), rtol=0.1)
 

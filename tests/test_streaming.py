@@ -96,7 +96,7 @@ def test_a_dataset_that_grew_keeps_what_is_known(model, tmp_path):
     for record in grown.records:  # one epoch: each prompt once, with the belief that the first run left
         for key, alpha, beta in zip(record.keys, record.evidence.alpha, record.evidence.beta, strict=True):
             successes, failures = known.get(key, (0.0, 0.0))
-            assert (alpha, beta) == pytest.approx((0.5 + successes, 0.5 + failures))
+            assert (alpha, beta) == pytest.approx((1.0 + successes, 1.0 + failures))
         seen.update(record.keys)
     assert len(seen) == 32
     assert any(len(set(counts)) > 1 for counts in counts_of(grown))

@@ -57,7 +57,7 @@ def test_unseen_is_not_failed_and_unscored_is_not_seen():
     tracker.observe(["failed", "no reward"], successes=[0, 0], trials=[8, 0], rollouts=[8, 8], tokens=[80, 40])
     evidence = tracker.evidence(["failed", "no reward", "unseen"])
     assert evidence.visits.tolist() == [1, 0, 0]
-    assert evidence.beta.tolist() == [8.5, 0.5, 0.5]
+    assert evidence.beta.tolist() == [9.0, 1.0, 1.0]
     assert np.isnan(evidence.last_rate).tolist() == [False, True, True]
     assert evidence.mean_length.tolist()[:2] == [10.0, 5.0]
     assert len(tracker) == 2  # asking about a prompt does not make it known

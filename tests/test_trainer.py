@@ -447,7 +447,7 @@ def test_two_rows_of_one_prompt_are_one_visit(model, tmp_path):
     assert len(set(record.keys)) == 2
     evidence = trainer.success_tracker.evidence(sorted(set(record.keys)))
     assert evidence.visits.tolist() == [1, 1]
-    assert (evidence.alpha + evidence.beta).tolist() == [17.0, 17.0]  # 4 groups of 4, and the prior
+    assert (evidence.alpha + evidence.beta).tolist() == [18.0, 18.0]  # 4 groups of 4, and the prior
 
 
 def test_batches_without_any_reward(model, tmp_path):

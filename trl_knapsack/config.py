@@ -38,7 +38,7 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
         success_reward_func (`str`, *optional*):
             Name of the reward function whose reward decides success. By default the weighted sum of all, which is the
             reward that GRPO optimises; with several reward functions, naming the one for correctness is better.
-        success_prior (`list[float]`, *optional*, defaults to `[0.5, 0.5]`):
+        success_prior (`list[float]`, *optional*, defaults to `[1.0, 1.0]`):
             Beta prior of every prompt's success rate: pseudo-counts of successes and failures.
         success_decay (`float`, *optional*, defaults to `0.85`):
             Weight that a prompt's old evidence keeps at each new visit.
@@ -56,7 +56,7 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
             last. 0 shows none. Needs matplotlib.
     """
 
-    # Defaults of prior and decay: the best of a simulation over three difficulty mixes, see docs/design.md.
+    # Defaults of prior and decay: replayed on the drift of real runs, see docs/results.md.
     allocation: str = field(
         default="posterior",
         metadata={
@@ -93,7 +93,7 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
         },
     )
     success_prior: list[float] = field(
-        default_factory=lambda: [0.5, 0.5],
+        default_factory=lambda: [1.0, 1.0],
         metadata={"help": "Beta prior of every prompt's success rate: pseudo-counts of successes and failures."},
     )
     success_decay: float = field(

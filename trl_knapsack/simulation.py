@@ -135,7 +135,7 @@ def simulate(
     improvement: float = 0.1,
     min_generations: int = 2,
     max_generations: int = 128,
-    success_prior: tuple[float, float] = (0.5, 0.5),
+    success_prior: tuple[float, float] = (1.0, 1.0),
     success_decay: float = 0.85,
     value: str = "knapsack",
     worlds: int = 5,
@@ -160,7 +160,7 @@ def simulate(
         improvement (`float`, *optional*, defaults to 0.1): Mean of that step.
         min_generations (`int`, *optional*, defaults to 2): Fewest generations of a prompt.
         max_generations (`int`, *optional*, defaults to 128): Most generations of a prompt.
-        success_prior (`tuple[float, float]`, *optional*, defaults to `(0.5, 0.5)`): Prior of the tracker.
+        success_prior (`tuple[float, float]`, *optional*, defaults to `(1.0, 1.0)`): Prior of the tracker.
         success_decay (`float`, *optional*, defaults to 0.85): Decay of the tracker.
         value (`str`, *optional*, defaults to `"knapsack"`): Value that is reported, and that the oracle maximises.
         worlds (`int`, *optional*, defaults to 5): Worlds to simulate, each with a seed of its own.

@@ -53,8 +53,8 @@ class SuccessRateTracker:
     it is never counted as failed. Knows nothing of torch, of ranks, or of where files live.
 
     Args:
-        prior (`tuple[float, float]`, *optional*, defaults to `(0.5, 0.5)`):
-            Beta prior of a prompt's success rate (successes, failures). The default is Jeffreys' prior.
+        prior (`tuple[float, float]`, *optional*, defaults to `(1.0, 1.0)`):
+            Beta prior of a prompt's success rate (successes, failures). The default takes every rate for equally likely.
         decay (`float`, *optional*, defaults to `0.85`):
             Weight that old evidence keeps at each new visit, in `[0, 1]`. 0 keeps only the newest visit.
 
@@ -67,14 +67,14 @@ class SuccessRateTracker:
     >>> tracker.observe(["a", "b"], successes=[3, 0], trials=[4, 4])
     >>> evidence = tracker.evidence(["a", "b", "never seen"])
     >>> evidence.alpha, evidence.beta, evidence.visits
-    (array([3.5, 0.5, 0.5]), array([1.5, 4.5, 0.5]), array([1, 1, 0]))
+    (array([4., 1., 1.]), array([2., 5., 1.]), array([1, 1, 0]))
     ```
     """
 
-    def __init__(self, prior: tuple[float, float] = (0.5, 0.5), decay: float = 0.85):
+    def __init__(self, prior: tuple[float, float] = (1.0, 1.0), decay: float = 0.85):
         prior = tuple(float(x) for x in prior)
         if len(prior) != 2 or not all(np.isfinite(x) and x > 0 for x in prior):
-            raise ValueError(f"success_prior {prior} must be two positive numbers, for example (0.5, 0.5).")
+            raise ValueError(f"success_prior {prior} must be two positive numbers, for example (1.0, 1.0).")
         if not 0.0 <= decay <= 1.0:
             raise ValueError(f"success_decay ({decay}) must lie in [0, 1], for example 0.85.")
         self.prior = prior

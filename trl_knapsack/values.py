@@ -19,7 +19,7 @@ class BetaBeliefs:
     """
     What is believed of `P` success rates: `p_i ~ Beta(alpha_i, beta_i)`.
 
-    With a prior of (0.5, 0.5), a prompt of which 3 of 4 rollouts succeeded has `alpha = 3.5`, `beta = 1.5`.
+    With a prior of (1, 1), a prompt of which 3 of 4 rollouts succeeded has `alpha = 4`, `beta = 2`.
 
     Args:
         alpha (`np.ndarray` of shape `(P,)`): First parameters, positive; prior plus successes.

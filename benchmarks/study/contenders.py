@@ -1,7 +1,7 @@
 """What is compared: rules for sharing rollouts out and weighing them, all in one trainer."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -165,59 +165,45 @@ class DynamicSampling(KnapsackGRPOTrainer):
         return joined
 
 
-def _posterior(about: str, value: str = "knapsack", **options) -> Contender:
-    return Contender(about, options={"success_prior": [0.5, 0.5]} | options, policy=PosteriorPolicy(value))
-
-
 UNIFORM = {"allocation": "uniform"}
 
+# "posterior" is the package's default.
 CONTENDERS = {
     "uniform": Contender("8 rollouts a prompt, plain GRPO", options=UNIFORM),
-    "posterior": _posterior("knapsack under the posterior, every rollout weighs the same"),
-    "posterior-half": _posterior("the same, weights by the root of the counts", group_weight_power=0.5),
-    "posterior-equal": _posterior("the same, every prompt weighs the same: counts only", group_weight_power=0.0),
-    "mixed": _posterior("value: chance of a mixed group", "mixed"),
-    "mixed-half": _posterior("the same, weights by the root of the counts", "mixed", group_weight_power=0.5),
-    "mixed-equal": _posterior("the same, every prompt weighs the same", "mixed", group_weight_power=0.0),
+    "posterior": Contender("knapsack under the posterior, the package's default"),
+    "posterior-half": Contender("the same, weights by the root of the counts", options={"group_weight_power": 0.5}),
+    "posterior-equal": Contender(
+        "the same, every prompt weighs the same: exploring without weighting", options={"group_weight_power": 0.0}
+    ),
+    "weights-only": Contender(
+        "equal counts, the knapsack's weights: weighting without exploring", trainer=WeightsOnly
+    ),
     "root-shares": Contender(
         "counts in proportion to E sqrt(p (1-p)), every prompt weighs the same",
         options={"group_weight_power": 0.0},
         policy=RootShares(),
     ),
     "filter": Contender("fewest rollouts for prompts last at 0 or 1", options={"allocation": "filter"}),
-    "paper": Contender("the paper's rule: last visit, fallback", options={"allocation": "paper"}),
-    "oracle": Contender("knapsack with the true rates", trainer=Oracle),
-    "weights-only": Contender("equal counts, the posterior knapsack's weights", trainer=WeightsOnly),
     "dynamic": Contender(
         "dynamic sampling as in DAPO, its extra rollouts counted", options=UNIFORM, trainer=DynamicSampling
     ),
-    "paper-no-fallback": Contender("the paper's rule without its fallback", policy=PaperPolicy(confidence=1.0)),
-    "variance": _posterior("value: p (1-p)", "variance"),
-    "root": _posterior("value: sqrt(p) (1-p)", "root"),
-    "prior-1": _posterior("posterior with the prior (1, 1)", success_prior=[1.0, 1.0]),
-    "prior-1-half": _posterior(
-        "posterior-half with the prior (1, 1)", group_weight_power=0.5, success_prior=[1.0, 1.0]
+    "paper": Contender("the paper's rule: last visit, fallback", options={"allocation": "paper"}),
+    "paper-no-fallback": Contender(
+        "the paper's rule without its fallback", policy=PaperPolicy(confidence=1.0), lr_of="paper"
     ),
-    "least-4": _posterior("posterior, at least 4 rollouts a prompt", min_generations=4),
+    "oracle": Contender("knapsack with the true rates", trainer=Oracle),
     "uniform-16": Contender("16 rollouts for half the prompts", num_generations=16, options=UNIFORM),
-    "uniform-24": Contender("24 rollouts for a third of the prompts", num_generations=24, options=UNIFORM),
+    "uniform-24": Contender(
+        "24 rollouts for a third of the prompts", num_generations=24, options=UNIFORM, lr_of="uniform-16"
+    ),
     "uniform-twice": Contender(
-        "16 rollouts a prompt: twice the budget", num_generations=16, budget=2.0, options=UNIFORM
+        "16 rollouts a prompt: twice the budget", num_generations=16, budget=2.0, options=UNIFORM, lr_of="uniform-16"
+    ),
+    "prior-0.5": Contender("posterior, Jeffreys' prior (0.5, 0.5)", options={"success_prior": [0.5, 0.5]}),
+    "decay-0": Contender("posterior, only the last visit", options={"success_decay": 0.0}, lr_of="posterior"),
+    "decay-1": Contender("posterior, nothing is forgotten", options={"success_decay": 1.0}, lr_of="posterior"),
+    "least-4": Contender("posterior, at least 4 rollouts a prompt", options={"min_generations": 4}, lr_of="posterior"),
+    "mixed": Contender(
+        "posterior, value 1: chance of a mixed group", policy=PosteriorPolicy("mixed"), lr_of="posterior"
     ),
 }
-
-# How much the default depends on what it assumes of the evidence; at the default's learning rate.
-for _name, _options in {
-    "decay-0": {"success_decay": 0.0},
-    "decay-0.5": {"success_decay": 0.5},
-    "decay-1": {"success_decay": 1.0},
-    "prior-0.1": {"success_prior": [0.1, 0.1]},
-    "prior-2": {"success_prior": [2.0, 2.0]},
-    "most-16": {"max_generations": 16},
-}.items():
-    CONTENDERS[_name] = replace(
-        CONTENDERS["posterior"],
-        about=f"posterior, {_name.replace('-', ' ')}",
-        options=CONTENDERS["posterior"].options | _options,
-        lr_of="posterior",
-    )

@@ -13,13 +13,16 @@ import re
 import sys
 
 import numpy as np
-from analysis import Cell, about, load_cells, pooled_over_uniform, tuning_table
+from analysis import RESAMPLES, Cell, about, load_cells, pooled_over_uniform, tuning_table
 from contenders import CONTENDERS
 from study import HERE, PROFILES, RESULTS, TUNING_TASK, load_results
+
+from trl_knapsack.evaluation import bootstrap_interval
 
 
 PAGE = HERE.parent.parent / "docs" / "results.md"
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+SPENDERS = ("uniform", "posterior", "filter", "dynamic", "paper", "oracle")  # rules whose use of rollouts is shown
 Cells = dict[tuple[str, str], Cell]
 
 
@@ -64,14 +67,37 @@ def all_tasks(cells: Cells) -> str:
 
 
 def cost(cells: Cells) -> str:
-    """Rollouts and tokens to reach uniform's final accuracy, as a share of uniform's whole."""
+    """Rollouts to reach uniform's final accuracy, as a share of uniform's whole."""
     contenders = [name for name in CONTENDERS if all(name in cell.runs for cell in cells.values())]
-    rows = []
-    for measure in ("rollouts", "tokens"):
-        for (task, regime), cell in cells.items():
-            shares = [cell.cost_to_reach_uniform(name, measure) for name in contenders]
-            rows.append([f"{measure}: {task}, {regime}", *(share(*triple) for triple in shares)])
+    rows = [
+        [f"{task}, {regime}", *(share(*cell.cost_to_reach_uniform(name)) for name in contenders)]
+        for (task, regime), cell in cells.items()
+    ]
     return table(["", *(f"`{name}`" for name in contenders)], rows)
+
+
+def cost_arithmetic(cells: Cells) -> str:
+    """The same for every contender on the tuning task."""
+    regimes = [regime for task, regime in cells if task == TUNING_TASK]
+    rows = []
+    for contender in CONTENDERS:
+        those = [cells[TUNING_TASK, regime] for regime in regimes]
+        if any(contender in cell.runs for cell in those):
+            shares = [
+                share(*cell.cost_to_reach_uniform(contender)) if contender in cell.runs else "" for cell in those
+            ]
+            rows.append([f"`{contender}`", *shares])
+    return table(["arithmetic", *regimes], rows)
+
+
+def cost_of_default(cells: Cells) -> str:
+    """The default's cost to reach uniform's final accuracy, counted in three ways."""
+    measures = {"rollouts": "rollouts", "tokens": "tokens", "cpu_seconds": "CPU time of training"}
+    rows = [
+        [f"{task}, {regime}", *(share(*cell.cost_to_reach_uniform("posterior", measure)) for measure in measures)]
+        for (task, regime), cell in cells.items()
+    ]
+    return table(["`posterior`", *measures.values()], rows)
 
 
 def share(estimate: float, low: float, high: float) -> str:
@@ -93,11 +119,11 @@ def tests(cells: Cells) -> str:
 
 
 def behaviour(cells: Cells) -> str:
-    """What the contenders did with the rollouts, on the tuning task."""
+    """What the main contenders did with the rollouts, on the tuning task."""
     rows = []
     for (task, regime), cell in cells.items():
         if task == TUNING_TASK:
-            for name in CONTENDERS:
+            for name in SPENDERS:
                 if name in cell.runs:
                     rows.append(
                         [
@@ -143,16 +169,33 @@ def information() -> str:
     return table(["", "gradient norm", "gain of the prompt", "gain on held-out prompts"], rows)
 
 
+def estimators() -> str:
+    """What other estimators of the success rates would have been worth, replayed on the drift of real runs."""
+    results = json.loads((RESULTS / "estimators.json").read_text())
+    regimes = list(results["gap_to_optimum"])
+    rows = []
+    for name, gains in results["gain"].items():
+        intervals = [bootstrap_interval(100 * np.array(gains[regime]), n_resamples=RESAMPLES) for regime in regimes]
+        rows.append([name, *(f"{i.estimate:+.1f} [{i.low:+.1f}, {i.high:+.1f}]" for i in intervals)])
+    gaps = [f"{results['gap_to_optimum'][regime]:.1e}" for regime in regimes]
+    return table(
+        ["value over equal counts, %", *regimes], [*rows, ["the solver's largest relative gap to the optimum", *gaps]]
+    )
+
+
 def tables(profile_name: str) -> dict[str, str]:
     cells, _ = load_cells(profile_name)
     return {
         "accuracy": accuracy(cells),
         "all-tasks": all_tasks(cells),
         "cost": cost(cells),
+        "cost-arithmetic": cost_arithmetic(cells),
+        "cost-of-default": cost_of_default(cells),
         "tests": tests(cells),
         "behaviour": behaviour(cells),
         "learning-rates": learning_rates(profile_name),
         "information": information(),
+        "estimators": estimators(),
     }
 
 

@@ -13,6 +13,7 @@ from datasets import Dataset
 from policies import success_rates
 from tasks import POLICIES, TASKS, load_problems, reward
 from transformers import AutoTokenizer, Qwen2ForCausalLM, TrainerCallback
+from transformers.utils.logging import disable_progress_bar
 
 from trl_knapsack import KnapsackGRPOConfig
 from trl_knapsack.records import difficulty
@@ -115,6 +116,7 @@ def execute(run: Run) -> dict:
     """Run it, and return what is worth keeping."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
+    disable_progress_bar()
     torch.set_num_threads(1)
     contender, folder = CONTENDERS[run.contender], POLICIES / run.task
     rows_per_step = round(ROLLOUTS_PER_STEP * contender.budget)

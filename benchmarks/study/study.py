@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 TUNING_TASK = "arithmetic"
 TUNED = tuple(name for name, contender in CONTENDERS.items() if contender.lr_of is None)
-ON_ALL_TASKS = ("uniform", "filter", "paper", "posterior", "posterior-half", "posterior-equal", "oracle")
+ON_ALL_TASKS = ("uniform", "posterior", "filter", "paper", "oracle")
 
 
 @dataclass(frozen=True)

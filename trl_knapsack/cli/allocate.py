@@ -46,9 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--success_prior",
         type=float,
         nargs=2,
-        default=[0.5, 0.5],
+        default=[1.0, 1.0],
         metavar=("A", "B"),
-        help="Beta prior of every prompt (default: 0.5 0.5)",
+        help="Beta prior of every prompt (default: 1 1)",
     )
     tokens = parser.add_mutually_exclusive_group()
     tokens.add_argument("--max_cost", type=float, help="most tokens that all rollouts may take together")

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--improvement", type=float, default=0.1, help="mean of that step (default: 0.1)")
     parser.add_argument(
-        "--success_prior", type=float, nargs=2, default=[0.5, 0.5], metavar=("A", "B"), help="default: 0.5 0.5"
+        "--success_prior", type=float, nargs=2, default=[1.0, 1.0], metavar=("A", "B"), help="default: 1 1"
     )
     parser.add_argument("--success_decay", type=float, default=0.85, help="default: 0.85")
     parser.add_argument("--worlds", type=int, default=5, help="simulated worlds, for the intervals (default: 5)")

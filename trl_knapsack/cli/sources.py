@@ -35,7 +35,7 @@ def find_state(path: str | Path) -> Path:
     raise FileNotFoundError(f"{path} holds no {STATE_FILE}; name a folder that KnapsackGRPOTrainer wrote.")
 
 
-def load_tracker(path: str | Path, prior: Sequence[float] = (0.5, 0.5), decay: float = 0.85) -> "SuccessRateTracker":
+def load_tracker(path: str | Path, prior: Sequence[float] = (1.0, 1.0), decay: float = 0.85) -> "SuccessRateTracker":
     """The tracker of a saved state, with the prior and decay that are given: a state holds neither."""
     from ..tracker import SuccessRateTracker
 
@@ -62,7 +62,7 @@ class PromptTable:
     costs: "np.ndarray | None" = None
 
 
-def read_prompts(path: str | Path, prior: Sequence[float] = (0.5, 0.5)) -> PromptTable:
+def read_prompts(path: str | Path, prior: Sequence[float] = (1.0, 1.0)) -> PromptTable:
     """
     Prompts of a CSV file, a state file or the folder of a run.
 
