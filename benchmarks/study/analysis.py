@@ -1,6 +1,7 @@
 """What the results say: estimates with intervals, paired tests, and rollouts to reach a given accuracy."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from contenders import CONTENDERS
@@ -45,7 +46,7 @@ class Cell:
         points = min(len(result["curve"]) for result in self.runs[contender])
         return np.array([[point[measure] for point in result["curve"][:points]] for result in self.runs[contender]])
 
-    def tests(self, contender: str) -> dict[str, dict[str, float]]:
+    def tests(self, contender: str) -> dict[str, Any]:
         """
         Paired tests over held-out problems, against uniform: Wilcoxon on each problem's mean success rate over the
         seeds, McNemar on whether it is solved, which here means a rate above one half.
@@ -54,7 +55,12 @@ class Cell:
             np.mean([result["held_out_permille"] for result in self.runs[name]], axis=0) / 1000
             for name in (contender, "uniform")
         )
-        return {"wilcoxon": wilcoxon(a, b), "mcnemar": mcnemar(a > 0.5, b > 0.5)}
+        return {
+            "higher": int((a > b).sum()),
+            "lower": int((a < b).sum()),
+            "wilcoxon": wilcoxon(a, b)["p"],
+            "mcnemar": mcnemar(a > 0.5, b > 0.5),
+        }
 
     def cost_to_reach_uniform(self, contender: str, cost: str = "rollouts") -> tuple[float, float, float]:
         """

@@ -1,5 +1,6 @@
 """What is compared: rules for sharing rollouts out and weighing them, all in one trainer."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -111,20 +112,12 @@ class DynamicSampling(KnapsackGRPOTrainer):
 
     def _further_rows(self, count: int) -> list[dict]:
         """The next rows of a stream of prompts of its own."""
-        rows = []
-        while len(rows) < count:
-            if self._further is None:
-                sampler = RepeatSampler(
-                    self.train_dataset, self.num_generations, count // self.num_generations, seed=self.args.seed + 1
-                )
-                self._further = iter([])
-                self._sampler = sampler
-            index = next(self._further, None)
-            if index is None:
-                self._further = iter(self._sampler)
-                continue
-            rows.append(self.train_dataset[index])
-        return rows
+        if self._further is None:
+            prompts = count // self.num_generations
+            sampler = RepeatSampler(self.train_dataset, self.num_generations, prompts, seed=self.args.seed + 1)
+            epochs = itertools.chain.from_iterable(itertools.repeat(sampler))
+            self._further = (self.train_dataset[index] for index in epochs)
+        return list(itertools.islice(self._further, count))
 
     def _generate_and_score_completions(self, inputs):
         if not self.model.training:
@@ -182,6 +175,7 @@ CONTENDERS = {
         "counts in proportion to E sqrt(p (1-p)), every prompt weighs the same",
         options={"group_weight_power": 0.0},
         policy=RootShares(),
+        lr_of="posterior-equal",
     ),
     "filter": Contender("fewest rollouts for prompts last at 0 or 1", options={"allocation": "filter"}),
     "dynamic": Contender(
@@ -200,8 +194,6 @@ CONTENDERS = {
         "16 rollouts a prompt: twice the budget", num_generations=16, budget=2.0, options=UNIFORM, lr_of="uniform-16"
     ),
     "prior-0.5": Contender("posterior, Jeffreys' prior (0.5, 0.5)", options={"success_prior": [0.5, 0.5]}),
-    "decay-0": Contender("posterior, only the last visit", options={"success_decay": 0.0}, lr_of="posterior"),
-    "decay-1": Contender("posterior, nothing is forgotten", options={"success_decay": 1.0}, lr_of="posterior"),
     "least-4": Contender("posterior, at least 4 rollouts a prompt", options={"min_generations": 4}, lr_of="posterior"),
     "mixed": Contender(
         "posterior, value 1: chance of a mixed group", policy=PosteriorPolicy("mixed"), lr_of="posterior"

@@ -35,10 +35,11 @@ def success_rates(model, tokenizer, prompts: list[str], solutions: list[list[str
     for start in range(0, len(pairs), 512):
         some = pairs[start : start + 512]
         inputs, labels = encode(tokenizer, [(prompt, solution) for _, prompt, solution in some])
+        inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
         log_probs = model(**inputs).logits[:, :-1].float().log_softmax(-1)  # (B, L-1, V)
-        targets = labels[:, 1:]  # (B, L-1)
+        targets = labels[:, 1:].to(model.device)  # (B, L-1)
         picked = log_probs.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
-        chances = picked.masked_fill(targets == -100, 0.0).sum(-1).exp().numpy()
+        chances = picked.masked_fill(targets == -100, 0.0).sum(-1).exp().cpu().numpy()
         np.add.at(rates, [i for i, _, _ in some], chances)
     return np.minimum(rates, 1.0)  # rounding may go above
 

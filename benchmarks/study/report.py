@@ -113,9 +113,21 @@ def tests(cells: Cells) -> str:
     for (task, regime), cell in cells.items():
         result = cell.tests("posterior")
         solved = result["mcnemar"]
-        counts = f"{solved['only1']:.0f} / {solved['only2']:.0f}"
-        rows.append([f"{task}, {regime}", f"{result['wilcoxon']['p']:.2g}", counts, f"{solved['p']:.2g}"])
-    return table(["", "Wilcoxon p", "solved only by posterior / by uniform", "McNemar p"], rows)
+        cells_of_row = [
+            f"{result['higher']} / {result['lower']}",
+            f"{result['wilcoxon']:.2g}",
+            f"{solved['only1']:.0f} / {solved['only2']:.0f}",
+            f"{solved['p']:.2g}",
+        ]
+        rows.append([f"{task}, {regime}", *cells_of_row])
+    head = [
+        "",
+        "problems with a higher / lower rate",
+        "Wilcoxon p",
+        "solved only by posterior / by uniform",
+        "McNemar p",
+    ]
+    return table(head, rows)
 
 
 def behaviour(cells: Cells) -> str:

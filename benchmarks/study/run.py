@@ -131,7 +131,7 @@ def execute(run: Run) -> dict:
             num_generations=contender.num_generations,
             max_completion_length=TASKS[run.task].max_completion_length,
             prompt_id_column="id",
-            use_cpu=True,
+            use_cpu=not torch.cuda.is_available(),
             bf16=False,
             gradient_checkpointing=False,
             report_to=[],

@@ -3,11 +3,13 @@ Does it teach a model more for the same rollouts? The study behind docs/results.
 
     python benchmarks/study/study.py --profile quick    # ten minutes of two cores: the same code, nothing to conclude
     python benchmarks/study/study.py --profile full     # the published tables: about six hours of two cores
+    python benchmarks/study/study.py --profile long     # four times the steps, twice the seeds, all contenders everywhere
     python benchmarks/study/report.py                   # tables and figures from what is there
 
 Learning rates are chosen first, for each contender and regime, on tuning seeds and one task; then every contender runs
 with its own on the report seeds. Each result is a line in `results/<profile>/<task>-<regime>.jsonl`; what is there
-already is not run again, so a study that was stopped goes on where it was. Each worker keeps to one core.
+already is not run again, so a study that was stopped goes on where it was. Each worker keeps to one core, and uses the
+GPU where there is one.
 """
 
 import argparse
@@ -29,7 +31,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 TUNING_TASK = "arithmetic"
 TUNED = tuple(name for name, contender in CONTENDERS.items() if contender.lr_of is None)
-ON_ALL_TASKS = ("uniform", "posterior", "filter", "paper", "oracle")
+ON_ALL_TASKS = ("uniform", "posterior", "paper", "oracle")
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,13 @@ PROFILES = {
         learning_rates=(3e-5, 6e-5, 1.2e-4),
         tuning_seeds=(101, 102),
         report_seeds=(1, 2, 3, 4, 5),
+    ),
+    "long": Profile(
+        steps=640,
+        learning_rates=(1.5e-5, 3e-5, 6e-5, 1.2e-4, 2.4e-4),
+        tuning_seeds=(101, 102, 103, 104),
+        report_seeds=tuple(range(1, 11)),
+        on_all_tasks=tuple(CONTENDERS),
     ),
 }
 
