@@ -131,7 +131,7 @@ class HubConfig:
                 published beside the configuration. Needs the `dataset_name` in `script_args`, to say what they are of.
             metrics (`Mapping[str, Any]`, *optional*):
                 What you measured, for the README: numbers by name, or by name and contender, as in
-                `{"held-out accuracy": {"uniform": 0.769, "posterior": 0.779}}`.
+                `{"held-out accuracy": {"uniform": 0.769, "posterior": 0.791}}`.
             description (`str`, *optional*):
                 Markdown for the top of the README: what this is for, and how the metrics were measured.
             commit_message (`str`, *optional*, defaults to `"Upload KnapsackGRPOConfig"`):
