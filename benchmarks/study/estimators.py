@@ -6,6 +6,9 @@ How much does the default depend on what it assumes of the evidence? Estimators 
 A run of the posterior rule is recorded with the true success rates of every batch's prompts. Estimators then see the same
 batches: each gives out the rollouts, draws their outcomes from the true rates, and remembers what it saw. So the drift is a
 real policy's, and only the counts differ. What they are worth at the true rates is compared with equal counts.
+
+How much more could a better estimator bring? "hindsight" was told the true rates of the other runs: what is believed of a
+prompt are the true rates that prompts had there when the same was known of them.
 """
 
 import argparse
@@ -17,17 +20,20 @@ import contenders
 import numpy as np
 from policies import success_rates
 from run import Run, execute
+from scipy.spatial import cKDTree
 from study import RESULTS, TUNING_TASK
 from tasks import REGIMES
 from tqdm.auto import tqdm
 
 from trl_knapsack import KnapsackGRPOTrainer, SuccessRateTracker, allocate
-from trl_knapsack.allocation import BetaBeliefs
+from trl_knapsack.allocation import Allocation, BetaBeliefs
 from trl_knapsack.policies import FilterPolicy, PaperPolicy, PosteriorPolicy
+from trl_knapsack.tracker import Evidence
 from trl_knapsack.values import expected_values
 
 
 NUM_GENERATIONS, MOST = 8, 128
+HINDSIGHT = "hindsight: told the true rates of other runs"
 LEARNING_RATE = 1.2e-4
 Batches = list[tuple[list[str], np.ndarray]]  # keys and true rates of each batch's prompts
 
@@ -54,7 +60,54 @@ def record(regime: str, seed: int, steps: int) -> Batches:
     return batches
 
 
-def replay(batches: Batches, rule: Callable | None, low: int = 2, seed: int = 0, **tracker_options) -> np.ndarray:
+class Hindsight:
+    """
+    The knapsack under what the true rates of other runs were, where the same was known of a prompt.
+
+    Args:
+        others (`list[Batches]`): The other runs.
+        draws (`int`): Replays of each, by the posterior rule.
+        neighbors (`int`): How many visits there, the nearest, make a belief.
+    """
+
+    def __init__(self, others: list[Batches], draws: int = 12, neighbors: int = 150):
+        seen: list[tuple[Evidence, np.ndarray]] = []
+        for batches in others:
+            for draw in range(draws):
+                replay(batches, PosteriorPolicy(), seed=1000 + draw, seen=seen)
+        self.tree = cKDTree(np.concatenate([self.known(evidence) for evidence, _ in seen]))
+        self.rates = np.concatenate([rates for _, rates in seen])  # (V,)
+        counts = np.arange(MOST + 1)
+        self.values = np.stack([expected_values(self.rates, np.full(len(self.rates), n)) for n in counts], axis=1)
+        self.neighbors = neighbors
+
+    @staticmethod
+    def known(evidence: Evidence) -> np.ndarray:
+        """Evidence in numbers in which a step of one means about as much: `(P, 4)`."""
+        last = np.nan_to_num(evidence.last_rate, nan=0.5)
+        return np.column_stack(
+            [
+                np.log(evidence.alpha / evidence.beta),
+                0.5 * np.log(evidence.alpha + evidence.beta),
+                0.7 * np.log((last + 0.06) / (1.06 - last)),
+                0.3 * evidence.visits,
+            ]
+        )
+
+    def __call__(self, evidence: Evidence, budget: int, low: int, high: int) -> Allocation:
+        places = self.tree.query(self.known(evidence), self.neighbors)[1]  # (P, neighbors)
+        means, values = self.rates[places].mean(axis=1), self.values[places].mean(axis=1)
+        return allocate(means, budget, min_generations=low, max_generations=high, value=values)
+
+
+def replay(
+    batches: Batches,
+    rule: Callable | None,
+    low: int = 2,
+    seed: int = 0,
+    seen: list[tuple[Evidence, np.ndarray]] | None = None,
+    **tracker_options,
+) -> np.ndarray:
     """
     Value of the counts that a rule gives, `(T,)`, at the true rates; the oracle for None.
 
@@ -62,15 +115,18 @@ def replay(batches: Batches, rule: Callable | None, low: int = 2, seed: int = 0,
         batches: Keys and true rates.
         rule (`AllocationPolicy`, *optional*): Evidence to counts.
         low (`int`): Fewest generations of a prompt.
+        seen: Takes what was known of each batch, and its true rates.
         tracker_options: Prior and decay of the tracker.
     """
     tracker, random, values = SuccessRateTracker(**tracker_options), np.random.default_rng(seed), []
     for keys, rates in batches:
-        budget = NUM_GENERATIONS * len(keys)
+        budget, evidence = NUM_GENERATIONS * len(keys), tracker.evidence(keys)
         if rule is None:
             counts = allocate(rates, budget, min_generations=low, max_generations=MOST).counts
         else:
-            counts = rule(tracker.evidence(keys), budget, low, MOST).counts
+            counts = rule(evidence, budget, low, MOST).counts
+        if seen is not None:
+            seen.append((evidence, rates))
         values.append(expected_values(rates, counts).sum())
         tracker.observe(keys, random.binomial(counts, rates), counts)
     return np.array(values)
@@ -94,6 +150,7 @@ def estimators() -> dict[str, dict]:
     posterior = PosteriorPolicy()
     table = {
         "true rates": {"rule": None},
+        HINDSIGHT: {},
         "paper: last visit, fallback": {"rule": PaperPolicy()},
         "last visit, no fallback": {"rule": PaperPolicy(confidence=1.0)},
         "filter": {"rule": FilterPolicy()},
@@ -119,9 +176,12 @@ def main() -> None:
         recorded = [record(regime, seed, args.steps) for seed in tqdm(args.seeds, desc=f"record {regime}")]
         first_epoch = 480 // len(recorded[0][0][0]) + 1  # uniform under every rule
         results["gap_to_optimum"][regime] = max(gap_to_optimum(batches) for batches in recorded)
+        hindsight = [Hindsight(recorded[:i] + recorded[i + 1 :]) for i in range(len(recorded))]
         for name, options in tqdm(estimators().items(), desc=f"replay {regime}"):
             gains = []
-            for batches in recorded:
+            for batches, in_hindsight in zip(recorded, hindsight, strict=True):
+                if name == HINDSIGHT:
+                    options = {"rule": in_hindsight}
                 rates = [rates for _, rates in batches[first_epoch:]]
                 uniform = sum(expected_values(p, np.full(len(p), NUM_GENERATIONS)).sum() for p in rates)
                 values = [replay(batches, seed=draw, **options)[first_epoch:].sum() for draw in range(args.draws)]
