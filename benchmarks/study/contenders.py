@@ -1,6 +1,7 @@
 """What is compared: rules for sharing rollouts out and weighing them, all in one trainer."""
 
 import itertools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ import torch
 from policies import success_rates
 from trl.trainer.utils import RepeatSampler, pad
 
-from trl_knapsack import KnapsackGRPOTrainer, allocate
+from trl_knapsack import KnapsackGRPOTrainer, SuccessRateTracker, allocate
 from trl_knapsack.allocation import Allocation
 from trl_knapsack.policies import PaperPolicy, PosteriorPolicy, UniformPolicy
 
@@ -83,6 +84,26 @@ class Oracle(KnapsackGRPOTrainer):
         )
         low, high = self.args.min_generations, self.args.max_generations
         return allocate(rates, budget, min_generations=low, max_generations=high)
+
+
+class Warm(KnapsackGRPOTrainer):
+    """
+    Begins with what `COMPLETIONS` completions of each prompt showed before training, as from a dataset with solve rates or
+    from an earlier run: `success_state_path`. They are not counted.
+    """
+
+    COMPLETIONS = 16
+
+    def __init__(self, model, args, train_dataset, processing_class, **kwargs):
+        rates = success_rates(model, processing_class, train_dataset["prompt"], train_dataset["solutions"])
+        successes = np.random.default_rng(args.seed).binomial(self.COMPLETIONS, rates)
+        tracker = SuccessRateTracker()
+        tracker.observe(train_dataset["id"], successes, np.full(len(rates), self.COMPLETIONS))
+        args.success_state_path = os.path.join(args.output_dir, "before.npz")
+        tracker.save(args.success_state_path)
+        super().__init__(
+            model=model, args=args, train_dataset=train_dataset, processing_class=processing_class, **kwargs
+        )
 
 
 class WeightsOnly(KnapsackGRPOTrainer):
@@ -164,6 +185,9 @@ UNIFORM = {"allocation": "uniform"}
 CONTENDERS = {
     "uniform": Contender("8 rollouts a prompt, plain GRPO", options=UNIFORM),
     "posterior": Contender("knapsack under the posterior, the package's default"),
+    "warm": Contender(
+        "the same, success rates known before from 16 completions each", trainer=Warm, lr_of="posterior"
+    ),
     "posterior-half": Contender("the same, weights by the root of the counts", options={"group_weight_power": 0.5}),
     "posterior-equal": Contender(
         "the same, every prompt weighs the same: exploring without weighting", options={"group_weight_power": 0.0}
