@@ -123,6 +123,9 @@ class SuccessRateTracker:
                 raise ValueError(f"{name} must be finite and not negative, got {array}.")
         if (successes > trials).any():
             raise ValueError(f"successes {successes} must not exceed trials {trials}.")
+        for key in keys:
+            if not isinstance(key, str):
+                raise ValueError(f"Key {key!r} is a {type(key).__name__}, but keys are text; give str(key) of each.")
 
         rows = self._rows_of(keys)
         visited, slot = np.unique(rows, return_inverse=True)
