@@ -207,6 +207,8 @@ def test_lower_layers_load_neither_torch_nor_trl(module):
 def test_keys_are_text():
     tracker = SuccessRateTracker()
     for keys in ([7, 8], ["7", None]):
-        with pytest.raises(ValueError, match=r"Key (7 is a int|None is a NoneType), but keys are text; give str\(key\)"):
+        with pytest.raises(
+            ValueError, match=r"Key (7 is a int|None is a NoneType), but keys are text; give str\(key\)"
+        ):
             tracker.observe(keys, [1, 0], [2, 2])
     assert len(tracker) == 0
