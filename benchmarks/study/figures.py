@@ -18,8 +18,7 @@ COLORS = {
     "filter": "#8c6d31",
     "paper": "#d62728",
     "posterior": "#1f77b4",
-    "posterior-half": "#17becf",
-    "posterior-equal": "#2ca02c",
+    "warm": "#ff7f0e",
     "oracle": "#9467bd",
 }
 Cells = dict[tuple[str, str], Cell]
@@ -41,7 +40,7 @@ def learning_curves(cells: Cells) -> None:
     )
     for (task, regime), cell in cells.items():
         axis = axes[tasks.index(task), regimes.index(regime)]
-        for contender in ("uniform", "paper", "posterior", "oracle"):
+        for contender in ("uniform", "paper", "posterior", "warm", "oracle"):
             if contender in cell.runs:
                 rollouts = cell.curve(contender, "rollouts").mean(axis=0) / 1000
                 values = cell.curve(contender, "accuracy")
