@@ -129,7 +129,7 @@ def test_ranks_hold_one_plan_and_generate_exactly_their_rows(runs, name):
             assert first[what] == other[what], what
     # A group larger than a rank's rows straddles ranks.
     assert processes == 1 or max(max(record["counts"]) for record in first["records"]) > rows
-    assert len({tuple(record["counts"]) for record in first["records"]}) > 3
+    assert len({tuple(record["counts"]) for record in first["records"]}) > 2
 
     name_to_prompt = {row["name"]: row["prompt"] for row in tiny.prompts(kinds="eeem")}
     assert len(first["records"]) == len(first["generated"]) >= 12
