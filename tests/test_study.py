@@ -88,12 +88,8 @@ def test_exact_success_rates_are_what_sampling_finds(task):
         inputs = tokenizer([row["prompt"]] * 500, return_tensors="pt", return_token_type_ids=False)
         output = model.generate(**inputs, do_sample=True, top_k=0, max_new_tokens=TASKS[task].max_completion_length)
         texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        sampled = np.mean([is_listed(text, row) for text in texts])
+        sampled = np.mean([text in row["solutions"] for text in texts])
         assert sampled == pytest.approx(exact, abs=4 * np.sqrt(0.25 / 500))
-
-
-def is_listed(text, row):
-    return text in row["solutions"]
 
 
 def test_root_shares_are_in_proportion_to_the_expected_deviation():

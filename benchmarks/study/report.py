@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 
 import numpy as np
 from analysis import RESAMPLES, Cell, about, load_cells, pooled_over_uniform, tuning_table
@@ -36,19 +37,27 @@ def signed(interval) -> str:
     return f"{star}{interval.estimate:+.3f}{star} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
+def on_tuning_task(cells: Cells, label: Callable, entry: Callable) -> str:
+    """Rows for every contender that ran on the tuning task, a column for each regime."""
+    those = {regime: cell for (task, regime), cell in cells.items() if task == TUNING_TASK}
+    rows = [
+        [label(name), *(entry(cell, name) if name in cell.runs else "" for cell in those.values())]
+        for name in CONTENDERS
+        if any(name in cell.runs for cell in those.values())
+    ]
+    return table([TUNING_TASK, *those], rows)
+
+
 def accuracy(cells: Cells) -> str:
     """Every contender on the tuning task: held-out accuracy less uniform's, in each regime."""
-    regimes = [regime for task, regime in cells if task == TUNING_TASK]
-    rows = [
-        ["uniform: held-out accuracy", *(str(cells[TUNING_TASK, regime].accuracy("uniform")) for regime in regimes)]
-    ]
-    for contender in CONTENDERS:
-        if contender != "uniform" and any(contender in cells[TUNING_TASK, regime].runs for regime in regimes):
-            rows.append([f"`{contender}`: {about(contender)}"])
-            for regime in regimes:
-                cell = cells[TUNING_TASK, regime]
-                rows[-1].append(signed(cell.over_uniform(contender)) if contender in cell.runs else "")
-    return table(["arithmetic", *regimes], rows)
+
+    def entry(cell: Cell, name: str) -> str:
+        return str(cell.accuracy(name)) if name == "uniform" else signed(cell.over_uniform(name))
+
+    def label(name: str) -> str:
+        return "uniform: held-out accuracy" if name == "uniform" else f"`{name}`: {about(name)}"
+
+    return on_tuning_task(cells, label, entry)
 
 
 def all_tasks(cells: Cells) -> str:
@@ -78,16 +87,7 @@ def cost(cells: Cells) -> str:
 
 def cost_arithmetic(cells: Cells) -> str:
     """The same for every contender on the tuning task."""
-    regimes = [regime for task, regime in cells if task == TUNING_TASK]
-    rows = []
-    for contender in CONTENDERS:
-        those = [cells[TUNING_TASK, regime] for regime in regimes]
-        if any(contender in cell.runs for cell in those):
-            shares = [
-                share(*cell.cost_to_reach_uniform(contender)) if contender in cell.runs else "" for cell in those
-            ]
-            rows.append([f"`{contender}`", *shares])
-    return table(["arithmetic", *regimes], rows)
+    return on_tuning_task(cells, lambda name: f"`{name}`", lambda cell, name: share(*cell.cost_to_reach_uniform(name)))
 
 
 def cost_of_default(cells: Cells) -> str:
