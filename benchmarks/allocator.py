@@ -23,8 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trl_knapsack.allocation import allocate
-from trl_knapsack.values import BetaBeliefs, expected_values
+from trl_knapsack.allocation import BetaBeliefs, allocate, expected_values
 
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"

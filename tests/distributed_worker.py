@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer, get_policy
+from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer, get_rule
 
 
 RANK = int(os.environ["RANK"])
@@ -22,7 +22,7 @@ RANK = int(os.environ["RANK"])
 
 def only_rank_0_decides(evidence, budget, min_generations, max_generations):
     assert RANK == 0
-    return get_policy("posterior")(evidence, budget, min_generations, max_generations)
+    return get_rule("posterior")(evidence, budget, min_generations, max_generations)
 
 
 def train(model: str, out: Path, seen: dict, trainer_name: str, dataset: Dataset, resume: str | None, changes: dict):
@@ -33,7 +33,7 @@ def train(model: str, out: Path, seen: dict, trainer_name: str, dataset: Dataset
     if is_knapsack:
         trainer_class, config_class = KnapsackGRPOTrainer, KnapsackGRPOConfig
         if changes.get("allocation", "posterior") == "posterior":
-            policy["allocation_policy"] = only_rank_0_decides
+            policy["allocation_rule"] = only_rank_0_decides
     seen.update(generated=[], records=[], advantages=[], gradients=[])
 
     def digit_reward(prompts, completions, completion_ids, **kwargs):

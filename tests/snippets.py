@@ -138,8 +138,9 @@ def check_command(words: list[str]) -> None:
 
 def run_cli(arguments: list[str]) -> None:
     """Run a command of `trl-knapsack`; of those that take long, only the arguments are parsed."""
-    from trl_knapsack.cli import build_parser, main, train
-    from trl_knapsack.cli.training import make_parser
+    from trl_knapsack.cli import build_parser, main
+    from trl_knapsack.cli.commands import train
+    from trl_knapsack.cli.helpers.training_script import make_parser
 
     if arguments[0] == "train":
         config = arguments.index("--config") if "--config" in arguments else len(arguments)

@@ -5,7 +5,7 @@ import oracle
 import pytest
 import torch
 
-from trl_knapsack.advantages import group_advantages
+from trl_knapsack.training.advantages import group_advantages
 
 
 def in_order(counts):

@@ -314,8 +314,8 @@ def test_inspect_shows_the_text_of_prompts(run, run_folder, tmp_path):
 
 
 def test_plot_writes_what_is_asked_for(run, run_folder, tmp_path):
-    from trl_knapsack.cli.plot import PLOTS
-    from trl_knapsack.plots import PLOTS as DRAWN
+    from trl_knapsack.cli.commands.plot import PLOTS
+    from trl_knapsack.reporting.plots import PLOTS as DRAWN
 
     assert set(PLOTS) == set(DRAWN)
     code, out, err = run(
@@ -562,8 +562,8 @@ def console_blocks(page: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("page", ["cli.md", "simulate.md"])
 def test_the_pages_use_flags_that_exist(page):
     from trl_knapsack.cli import build_parser
-    from trl_knapsack.cli.train import launch_arguments
-    from trl_knapsack.cli.training import make_parser
+    from trl_knapsack.cli.commands.train import launch_arguments
+    from trl_knapsack.cli.helpers.training_script import make_parser
 
     lines = [shlex.split(line) for line, _ in console_blocks(page)]
     assert len(lines) > 4

@@ -7,7 +7,7 @@ from test_records import record_by_hand
 from test_trainer import options, train
 
 from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer, RolloutHistory
-from trl_knapsack.history import HistoryWriter
+from trl_knapsack.tracking.history import HistoryWriter
 
 
 FILE = "knapsack_records.jsonl"

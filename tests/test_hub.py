@@ -653,10 +653,10 @@ def test_success_rates_that_unpack_to_too_much(hub, model, tmp_path, monkeypatch
     tracker.observe([str(i) for i in range(10_000)], [1] * 10_000, [2] * 10_000)
     tracker.save(tmp_path / "state.npz")
     hub.put("me/recipe", knapsack_state__npz=(tmp_path / "state.npz").read_bytes())
-    monkeypatch.setattr("trl_knapsack.success_state.MAX_STATE_BYTES", 10_000 * 48)
+    monkeypatch.setattr("trl_knapsack.hub.states.MAX_STATE_BYTES", 10_000 * 48)
     with pytest.raises(ValueError, match="knapsack_state.npz of me/recipe unpacks to [0-9]+ bytes, more than 480000"):
         run_of(model, tmp_path / "out", success_state_path="me/recipe")
-    monkeypatch.setattr("trl_knapsack.success_state.MAX_STATE_BYTES", 10_000 * 48 + 200_000)
+    monkeypatch.setattr("trl_knapsack.hub.states.MAX_STATE_BYTES", 10_000 * 48 + 200_000)
     assert len(run_of(model, tmp_path / "out", success_state_path="me/recipe").success_tracker) == 10_000
 
 

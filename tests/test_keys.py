@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset, Image
 
-from trl_knapsack.keys import prompt_key
+from trl_knapsack.tracking import prompt_key
 
 
 def test_every_difference_in_content_is_another_key():
@@ -58,7 +58,7 @@ def test_images_count_by_their_pixels():
 
 def test_same_key_in_another_process():
     row = {"prompt": [{"role": "user", "content": "π"}], "solution": "3.14", "tags": ["a"]}
-    code = f"from trl_knapsack.keys import prompt_key; print(prompt_key({row!r}))"
+    code = f"from trl_knapsack.tracking.keys import prompt_key; print(prompt_key({row!r}))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == prompt_key(row)
 

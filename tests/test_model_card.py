@@ -72,14 +72,14 @@ def test_the_card_says_what_the_run_did(model, tmp_path):
 
 def test_a_run_without_logs_and_with_rules_of_its_own(model, tmp_path, caplog):
     def my_policy(evidence, budget, low, high):
-        from trl_knapsack import get_policy
+        from trl_knapsack import get_rule
 
-        return get_policy("uniform")(evidence, budget, low, high)
+        return get_rule("uniform")(evidence, budget, low, high)
 
     trainer = trained(
         model,
         tmp_path,
-        trainer_options={"allocation_policy": my_policy, "success_func": lambda rewards: rewards["digit_reward"] > 0},
+        trainer_options={"allocation_rule": my_policy, "success_func": lambda rewards: rewards["digit_reward"] > 0},
         **{"logging_strategy": "no", "max_steps": 3, "num_iterations": 2},
     )
     trainer.args.model_init_kwargs = {"token": "abc"}

@@ -15,9 +15,9 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from trl_knapsack import Allocation, Evidence, KnapsackGRPOConfig, KnapsackGRPOTrainer, RolloutHistory, RolloutRecord
-from trl_knapsack.history import HistoryWriter
-from trl_knapsack.plots import PLOTS, plot_prompts, shorten, to_image
-from trl_knapsack.standouts import standouts
+from trl_knapsack.reporting.plots import PLOTS, plot_prompts, shorten, to_image
+from trl_knapsack.reporting.standouts import standouts
+from trl_knapsack.tracking.history import HistoryWriter
 
 
 def write(path, visits):

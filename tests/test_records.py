@@ -3,8 +3,8 @@ import oracle
 import pytest
 
 from trl_knapsack import Allocation, Evidence, RolloutRecord
-from trl_knapsack.plan import plan_rollouts
-from trl_knapsack.records import difficulty
+from trl_knapsack.tracking.records import difficulty
+from trl_knapsack.training.plan import plan_rollouts
 
 
 def test_plan_by_hand():

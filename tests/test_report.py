@@ -4,8 +4,7 @@ from html.parser import HTMLParser
 import pytest
 from test_plots import random_visits, write
 
-from trl_knapsack.plots import PLOTS
-from trl_knapsack.report import write_report
+from trl_knapsack.reporting import PLOTS, write_report
 
 
 class Page(HTMLParser):

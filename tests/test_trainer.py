@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_knapsack import Allocation, KnapsackGRPOConfig, KnapsackGRPOTrainer
-from trl_knapsack.trainer import check_seams
+from trl_knapsack.training.trainer import check_seams
 
 
 OPTIONS = dict(
@@ -126,7 +126,7 @@ def test_equal_groups_are_bit_for_bit_grpo(model, tmp_path, knapsack, changes):
     theirs = train(GRPOTrainer, model, GRPOConfig(**arguments), rewards=rewards)
     if knapsack is None:
         ours = train(
-            KnapsackGRPOTrainer, model, GRPOConfig(**arguments), rewards=rewards, allocation_policy=equal_counts
+            KnapsackGRPOTrainer, model, GRPOConfig(**arguments), rewards=rewards, allocation_rule=equal_counts
         )
     else:
         ours = train(KnapsackGRPOTrainer, model, KnapsackGRPOConfig(**arguments, **knapsack), rewards=rewards)
@@ -250,7 +250,7 @@ def test_gradients_of_unequal_groups_are_those_of_the_logged_advantages(model, t
         args=args,
         train_dataset=tiny.prompts(),
         callbacks=[Keep()],
-        allocation_policy=counts_by_place,
+        allocation_rule=counts_by_place,
     )
     trainer.train()
     table = pd.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
@@ -621,7 +621,7 @@ def test_a_plain_config_with_too_many_generations_says_what_to_raise(model, tmp_
 def test_a_policy_that_breaks_the_rules_is_refused(model, tmp_path, counts):
     args = KnapsackGRPOConfig(**options(tmp_path))
     with pytest.raises(ValueError, match=r"must give each of 8 prompts 2 to 128 generations, 32 in all"):
-        train(KnapsackGRPOTrainer, model, args, allocation_policy=lambda *_: allocation(counts))
+        train(KnapsackGRPOTrainer, model, args, allocation_rule=lambda *_: allocation(counts))
 
 
 def test_a_sampler_that_does_not_repeat_prompts_is_refused(model, tmp_path):

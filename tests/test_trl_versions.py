@@ -10,7 +10,7 @@ import pytest
 import trl
 from packaging.requirements import Requirement
 
-from trl_knapsack.trainer import OLDEST_TRL, WORKING_TRL
+from trl_knapsack.training.trainer import OLDEST_TRL, WORKING_TRL
 
 
 ROOT = Path(__file__).parent.parent

@@ -1,34 +1,40 @@
 """Knapsack GRPO for TRL: per-prompt rollout budgets for the trainer you already use."""
 
-import importlib
+from typing import TYPE_CHECKING
+
+from ._lazy import lazy_exports
 
 
 __version__ = "0.1.0"
 
-# Imported on first use, so that the allocator and the tracker load neither torch nor trl.
-_EXPORTS = {
+if TYPE_CHECKING:
+    from .allocation import Allocation as Allocation
+    from .allocation import AllocationRule as AllocationRule
+    from .allocation import BetaBeliefs as BetaBeliefs
+    from .allocation import Evidence as Evidence
+    from .allocation import allocate as allocate
+    from .allocation import get_rule as get_rule
+    from .tracking import RolloutHistory as RolloutHistory
+    from .tracking import RolloutRecord as RolloutRecord
+    from .tracking import SuccessRateTracker as SuccessRateTracker
+    from .training import KnapsackGRPOConfig as KnapsackGRPOConfig
+    from .training import KnapsackGRPOTrainer as KnapsackGRPOTrainer
+    from .training import SuccessRateCallback as SuccessRateCallback
+
+_MODULES = {
     "Allocation": "allocation",
     "BetaBeliefs": "allocation",
+    "Evidence": "allocation",
     "allocate": "allocation",
-    "AllocationPolicy": "policies",
-    "get_policy": "policies",
-    "Evidence": "tracker",
-    "SuccessRateTracker": "tracker",
-    "RolloutRecord": "records",
-    "RolloutHistory": "history",
-    "SuccessRateCallback": "callbacks",
-    "KnapsackGRPOConfig": "config",
-    "KnapsackGRPOTrainer": "trainer",
+    "AllocationRule": "allocation",
+    "get_rule": "allocation",
+    "SuccessRateTracker": "tracking",
+    "RolloutRecord": "tracking",
+    "RolloutHistory": "tracking",
+    "SuccessRateCallback": "training",
+    "KnapsackGRPOConfig": "training",
+    "KnapsackGRPOTrainer": "training",
 }
 
-__all__ = list(_EXPORTS)
-
-
-def __getattr__(name: str):
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__all__ = list(_MODULES)
+__getattr__, __dir__ = lazy_exports(__name__, _MODULES)

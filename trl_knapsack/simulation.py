@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .allocation import Allocation, allocate
-from .policies import PaperPolicy, get_policy
-from .tracker import SuccessRateTracker
-from .values import check_rates, expected_values
+from .allocation.allocator import Allocation, allocate
+from .allocation.rules import PaperRule, get_rule
+from .allocation.values import check_rates, expected_values
+from .tracking.tracker import SuccessRateTracker
 
 
 #: Mixes of success rates by name: what draws `P` of them.
@@ -149,7 +149,7 @@ def simulate(
 
     Args:
         prompts ([`Prompts`]): The prompts to begin with.
-        allocations (`Sequence[str]` or `Mapping[str, AllocationPolicy]`, *optional*):
+        allocations (`Sequence[str]` or `Mapping[str, AllocationRule]`, *optional*):
             Names of [`ALLOCATIONS`], or rules of your own by name. `"last_rate"` is `"paper"` without the fallback for
             prompts that were never solved, `"oracle"` the knapsack on the true rates. `"uniform"` is always there.
         num_generations (`int`, *optional*, defaults to 8): Mean number of generations of a prompt.
@@ -178,7 +178,7 @@ def simulate(
     if not (np.isfinite(drift) and drift >= 0 and np.isfinite(improvement)):
         raise ValueError(f"drift ({drift}) must be finite and not negative, improvement ({improvement}) finite.")
     rules = dict(allocations) if isinstance(allocations, Mapping) else {name: _rule(name) for name in allocations}
-    rules.setdefault("uniform", get_policy("uniform"))
+    rules.setdefault("uniform", get_rule("uniform"))
     measured = ("value", "effective_gradient_ratio", "mixed_prompts", "largest_budget")
     results = {metric: {name: np.empty((worlds, epochs)) for name in rules} for metric in measured}
     equivalent = {name: np.empty(worlds) for name in rules}
@@ -249,7 +249,7 @@ def _rule(name: str) -> Callable | None:
     """A rule by name; None for the oracle, which is no policy: it knows what no tracker does."""
     if name not in ALLOCATIONS:
         raise ValueError(f"allocation {name!r} is not known; choose one of {', '.join(map(repr, ALLOCATIONS))}.")
-    return None if name == "oracle" else PaperPolicy(confidence=1) if name == "last_rate" else get_policy(name)
+    return None if name == "oracle" else PaperRule(confidence=1) if name == "last_rate" else get_rule(name)
 
 
 def _world(prompts: Prompts, epochs: int, drift: float, improvement: float, rng) -> tuple[np.ndarray, np.ndarray]:

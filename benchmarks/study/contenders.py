@@ -11,8 +11,7 @@ from policies import success_rates
 from trl.trainer.utils import RepeatSampler, pad
 
 from trl_knapsack import KnapsackGRPOTrainer, SuccessRateTracker, allocate
-from trl_knapsack.allocation import Allocation
-from trl_knapsack.policies import PaperPolicy, PosteriorPolicy, UniformPolicy
+from trl_knapsack.allocation import Allocation, PaperRule, PosteriorRule, UniformRule
 
 
 @dataclass(frozen=True)
@@ -111,8 +110,8 @@ class WeightsOnly(KnapsackGRPOTrainer):
 
     def _allocate(self, evidence, budget):
         low, high = self.args.min_generations, self.args.max_generations
-        self._wanted = PosteriorPolicy()(evidence, budget, low, high).counts
-        return UniformPolicy()(evidence, budget, low, high)
+        self._wanted = PosteriorRule()(evidence, budget, low, high).counts
+        return UniformRule()(evidence, budget, low, high)
 
     def _group_weights(self, evidence, allocation):
         return self._wanted / self._wanted.mean()
@@ -207,7 +206,7 @@ CONTENDERS = {
     ),
     "paper": Contender("the paper's rule: last visit, fallback", options={"allocation": "paper"}),
     "paper-no-fallback": Contender(
-        "the paper's rule without its fallback", policy=PaperPolicy(confidence=1.0), lr_of="paper"
+        "the paper's rule without its fallback", policy=PaperRule(confidence=1.0), lr_of="paper"
     ),
     "oracle": Contender("knapsack with the true rates", trainer=Oracle),
     "uniform-16": Contender("16 rollouts for half the prompts", num_generations=16, options=UNIFORM),
@@ -220,6 +219,6 @@ CONTENDERS = {
     "prior-0.5": Contender("posterior, Jeffreys' prior (0.5, 0.5)", options={"success_prior": [0.5, 0.5]}),
     "least-4": Contender("posterior, at least 4 rollouts a prompt", options={"min_generations": 4}, lr_of="posterior"),
     "mixed": Contender(
-        "posterior, value 1: chance of a mixed group", policy=PosteriorPolicy("mixed"), lr_of="posterior"
+        "posterior, value 1: chance of a mixed group", policy=PosteriorRule("mixed"), lr_of="posterior"
     ),
 }

@@ -26,10 +26,8 @@ from tasks import REGIMES
 from tqdm.auto import tqdm
 
 from trl_knapsack import KnapsackGRPOTrainer, SuccessRateTracker, allocate
-from trl_knapsack.allocation import Allocation, BetaBeliefs
-from trl_knapsack.policies import FilterPolicy, PaperPolicy, PosteriorPolicy
-from trl_knapsack.tracker import Evidence
-from trl_knapsack.values import expected_values
+from trl_knapsack.allocation import Allocation, BetaBeliefs, FilterRule, PaperRule, PosteriorRule, expected_values
+from trl_knapsack.tracking.tracker import Evidence
 
 
 NUM_GENERATIONS, MOST = 8, 128
@@ -74,7 +72,7 @@ class Hindsight:
         seen: list[tuple[Evidence, np.ndarray]] = []
         for batches in others:
             for draw in range(draws):
-                replay(batches, PosteriorPolicy(), seed=1000 + draw, seen=seen)
+                replay(batches, PosteriorRule(), seed=1000 + draw, seen=seen)
         self.tree = cKDTree(np.concatenate([self.known(evidence) for evidence, _ in seen]))
         self.rates = np.concatenate([rates for _, rates in seen])  # (V,)
         counts = np.arange(MOST + 1)
@@ -113,7 +111,7 @@ def replay(
 
     Args:
         batches: Keys and true rates.
-        rule (`AllocationPolicy`, *optional*): Evidence to counts.
+        rule (`AllocationRule`, *optional*): Evidence to counts.
         low (`int`): Fewest generations of a prompt.
         seen: Takes what was known of each batch, and its true rates.
         tracker_options: Prior and decay of the tracker.
@@ -147,13 +145,13 @@ def gap_to_optimum(batches: Batches) -> float:
 
 def estimators() -> dict[str, dict]:
     """By name: a rule, and the options of `replay`."""
-    posterior = PosteriorPolicy()
+    posterior = PosteriorRule()
     table = {
         "true rates": {"rule": None},
         HINDSIGHT: {},
-        "paper: last visit, fallback": {"rule": PaperPolicy()},
-        "last visit, no fallback": {"rule": PaperPolicy(confidence=1.0)},
-        "filter": {"rule": FilterPolicy()},
+        "paper: last visit, fallback": {"rule": PaperRule()},
+        "last visit, no fallback": {"rule": PaperRule(confidence=1.0)},
+        "filter": {"rule": FilterRule()},
     }
     for prior in (0.1, 0.5, 1.0, 2.0):
         for decay in (0.0, 0.5, 0.7, 0.85, 1.0):

@@ -8,8 +8,8 @@ from analysis import Cell
 from study import HERE, TUNING_TASK
 from tasks import load_problems
 
-from trl_knapsack.records import DIFFICULTIES
-from trl_knapsack.values import expected_values
+from trl_knapsack.allocation import expected_values
+from trl_knapsack.tracking.records import DIFFICULTIES
 
 
 FOLDER = HERE.parent.parent / "docs" / "figures" / "study"

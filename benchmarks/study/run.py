@@ -11,12 +11,12 @@ import torch
 from contenders import CONTENDERS
 from datasets import Dataset
 from policies import success_rates
-from tasks import POLICIES, TASKS, load_problems, reward
+from tasks import RULES, TASKS, load_problems, reward
 from transformers import AutoTokenizer, Qwen2ForCausalLM, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
 from trl_knapsack import KnapsackGRPOConfig
-from trl_knapsack.records import difficulty
+from trl_knapsack.tracking.records import difficulty
 
 
 ROLLOUTS_PER_STEP = 144  # 18 prompts x 8, or 9 x 16, or 6 x 24
@@ -118,7 +118,7 @@ def execute(run: Run) -> dict:
     logging.disable(logging.WARNING)
     disable_progress_bar()
     torch.set_num_threads(1)
-    contender, folder = CONTENDERS[run.contender], POLICIES / run.task
+    contender, folder = CONTENDERS[run.contender], RULES / run.task
     rows_per_step = round(ROLLOUTS_PER_STEP * contender.budget)
     with tempfile.TemporaryDirectory() as output_dir:
         args = KnapsackGRPOConfig(
@@ -146,7 +146,7 @@ def execute(run: Run) -> dict:
             reward_funcs=reward,
             args=args,
             train_dataset=prompt_ids(load_problems(run.task, run.regime, "train")),
-            allocation_policy=contender.policy,
+            allocation_rule=contender.policy,
         )
         rollouts = round(run.steps * ROLLOUTS_PER_STEP * contender.budget)
         measure = Measure(trainer, run.task, run.regime, rollouts)

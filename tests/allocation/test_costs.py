@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_exact import check, problems
 
-from trl_knapsack.allocation import allocate
-from trl_knapsack.values import BetaBeliefs, marginal_gains
+from trl_knapsack.allocation import BetaBeliefs, allocate, marginal_gains
 
 
 @st.composite

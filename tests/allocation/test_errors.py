@@ -3,9 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from trl_knapsack.allocation import allocate
-from trl_knapsack.policies import PaperPolicy
-from trl_knapsack.values import BetaBeliefs, MixedGroupValue, WeightedSum, expected_values
+from trl_knapsack.allocation import BetaBeliefs, MixedGroupValue, PaperRule, WeightedSum, allocate, expected_values
 
 
 nan, inf = float("nan"), float("inf")
@@ -73,7 +71,7 @@ WRONG = [
         "has 2 weights for 1 prompts",
     ),
     ("infinite component", lambda: WeightedSum([(1.0, [0.5, inf])]), "weights between 0 and 1e100"),
-    ("no probability", lambda: PaperPolicy(confidence=2.0), "confidence (2.0) must lie in [0, 1]"),
+    ("no probability", lambda: PaperRule(confidence=2.0), "confidence (2.0) must lie in [0, 1]"),
     ("unknown solver", lambda: allocate([0.5], 8, solver="lp"), "solver 'lp' is not known; choose one of 'exact', 'dp'"),
     ("limit without costs", lambda: allocate([0.5], 8, max_cost=9), "max_cost needs costs"),
     ("costs without a use", lambda: allocate([0.5], 8, costs=[1.0]), "costs need either max_cost"),

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_knapsack.allocation import allocate
-from trl_knapsack.values import BetaBeliefs, expected_values, marginal_gains
+from trl_knapsack.allocation import BetaBeliefs, allocate, expected_values, marginal_gains
 
 
 names = st.sampled_from(list(naive.POWERS))
@@ -206,7 +205,7 @@ def test_large_beliefs_satisfy_the_optimality_condition(share, value):
 @pytest.mark.compiled
 def test_scaled_bounds_and_bins_agree():
     # A scale per prompt turns the bins off: the same problem must come out the same, bit for bit.
-    from trl_knapsack.values import WeightedSum
+    from trl_knapsack.allocation import WeightedSum
 
     rng = np.random.default_rng(1)
     p = rng.random(100_000)

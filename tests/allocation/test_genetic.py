@@ -3,8 +3,7 @@ import builtins
 import numpy as np
 import pytest
 
-from trl_knapsack.allocation import allocate
-from trl_knapsack.values import expected_values
+from trl_knapsack.allocation import allocate, expected_values
 
 
 RATES = np.array([0.1, 0.3, 0.3, 0.7, 0.95, 0.0])

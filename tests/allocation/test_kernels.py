@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_knapsack import kernels
+from trl_knapsack.allocation import kernels
 
 
 numbers = st.lists(st.one_of(st.floats(0, 1), st.integers(0, 3).map(float)), min_size=1, max_size=60)

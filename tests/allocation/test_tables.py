@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_exact import check, problems
 
-from trl_knapsack.allocation import allocate
-from trl_knapsack.values import BetaBeliefs, WeightedSum
+from trl_knapsack.allocation import BetaBeliefs, WeightedSum, allocate
 
 
 @st.composite

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_knapsack.values import (
+from trl_knapsack.allocation import (
     VALUES,
     BetaBeliefs,
     MixedGroupValue,

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import allocate, evaluate, inspect, plot, simulate, train
+from .commands import allocate, evaluate, inspect, plot, simulate, train
 
 
 COMMANDS = {

@@ -1,10 +1,30 @@
 """Sample completions from a policy, score them, estimate avg@k, pass@k and maj@k, and compare two runs."""
 
-import importlib
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_exports
 
 
-# Imported on first use: the statistics need neither torch nor evaluate.
-_EXPORTS = {
+if TYPE_CHECKING:
+    from .answers import exact_answers as exact_answers
+    from .answers import math_answers as math_answers
+    from .metrics import METRICS as METRICS
+    from .metrics import metric_path as metric_path
+    from .policy import evaluate_policy as evaluate_policy
+    from .results import Comparison as Comparison
+    from .results import EvaluationResults as EvaluationResults
+    from .results import ProblemResult as ProblemResult
+    from .results import compare as compare
+    from .sampling import sample_completions as sample_completions
+    from .statistics import Interval as Interval
+    from .statistics import bootstrap_interval as bootstrap_interval
+    from .statistics import majority_at_k as majority_at_k
+    from .statistics import mcnemar as mcnemar
+    from .statistics import paired_bootstrap as paired_bootstrap
+    from .statistics import pass_at_k as pass_at_k
+    from .statistics import wilcoxon as wilcoxon
+
+_MODULES = {
     "Interval": "statistics",
     "bootstrap_interval": "statistics",
     "majority_at_k": "statistics",
@@ -24,14 +44,5 @@ _EXPORTS = {
     "metric_path": "metrics",
 }
 
-__all__ = list(_EXPORTS)
-
-
-def __getattr__(name: str):
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__all__ = list(_MODULES)
+__getattr__, __dir__ = lazy_exports(__name__, _MODULES)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..keys import prompt_key
+from ..tracking.keys import prompt_key
 from .answers import AnswerFunc
 from .results import EvaluationResults, ProblemResult
 from .sampling import load_tokenizer, sample_completions

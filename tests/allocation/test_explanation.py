@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+
+from trl_knapsack.allocation import BetaBeliefs, allocate, expected_values, explain
+
+
+RATES = np.array([0.0, 0.02, 0.1, 0.4, 0.5, 0.9, 1.0, 1.0])
+
+
+def test_rows_add_up():
+    allocation = allocate(RATES, 64)
+    explanation = explain(allocation, RATES)
+    rows = explanation.rows()
+    assert [(row["from"], row["to"]) for row in rows] == [
+        (0.0, 0.0), (0.0, 0.05), (0.1, 0.2), (0.4, 0.6), (0.9, 0.95), (1.0, 1.0),
+    ]  # fmt: skip
+    assert sum(row["prompts"] for row in rows) == 8
+    assert sum(row["rollouts"] for row in rows) == 64
+    assert sum(row["value"] for row in rows) == pytest.approx(1)
+
+
+def test_totals_are_those_of_the_rules():
+    allocation = allocate(RATES, 64)
+    totals = explain(allocation, RATES).totals
+    assert totals["allocation"] == pytest.approx(allocation.value) == totals["bound"]
+    assert totals["uniform"] == pytest.approx(expected_values(RATES, [8] * 8).sum())
+    assert totals["uniform"] < totals["paper"] <= totals["allocation"]
+
+
+def test_gains_surround_the_shadow_price():
+    beliefs = BetaBeliefs(0.5 + 8 * RATES, 0.5 + 8 * (1 - RATES))
+    allocation = allocate(beliefs, 64)
+    explanation = explain(allocation, beliefs)
+    assert explanation.next_gains.max() == pytest.approx(allocation.shadow_price)
+    assert explanation.last_gains[allocation.counts > 2].min() >= allocation.shadow_price
+
+
+def test_text():
+    text = str(explain(allocate(RATES, 64), RATES))
+    assert text.splitlines()[0].startswith("success rate   prompts  rollouts")
+    assert text.splitlines()[-1].startswith("value 0.3") and "100.0% of the bound" in text
+
+
+def test_plot_shows_every_prompt(tmp_path):
+    pytest.importorskip("matplotlib")
+    figure = explain(allocate(RATES, 64), RATES).plot(tmp_path / "allocation.png")
+    counts = figure.axes[0].collections[0].get_offsets()
+    assert counts[:, 0].tolist() == np.unique(RATES).tolist()  # the two prompts at 1 are one dot
+    assert counts[:, 1].sum() == 64 - allocate(RATES, 64).counts[-1]
+    assert (tmp_path / "allocation.png").stat().st_size > 10_000

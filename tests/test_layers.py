@@ -1,0 +1,87 @@
+"""The folders of the package are its layers: imports point down only, and the architecture page says the same."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "trl_knapsack"
+HEAVY = {"torch", "trl", "transformers", "accelerate", "datasets", "pymoo", "matplotlib"}
+
+
+def layers() -> dict[str, tuple[int, set[str]]]:
+    """Folder or module -> its layer and what it may load, from the table of docs/design.md."""
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    found = {}
+    for number, names, loads in re.findall(r"^\| (\d) \| ([^|]*) \|[^|]*\| ([^|]*) \|$", text, re.MULTILINE):
+        for name in re.findall(r"`(\w+)/?`", names):
+            found[name] = (int(number), set(re.findall(r"\w+", loads)))
+    return found
+
+
+def folder_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def imports(file: Path):
+    """Modules of the package that a file imports, wherever in it, as dotted names."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    package = parts[:-1]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            yield ".".join([*base, node.module] if node.module else [*base, node.names[0].name])
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("trl_knapsack"):
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("trl_knapsack"))
+
+
+def test_the_page_names_every_folder():
+    present = {p.name if p.is_dir() else p.stem for p in PACKAGE.iterdir() if p.is_dir() or p.suffix == ".py"}
+    assert present - {"__pycache__", "__init__", "__main__"} - {"_lazy"} == set(layers())
+
+
+def test_imports_point_down():
+    of = layers()
+    checked = 0
+    for file in PACKAGE.rglob("*.py"):
+        folder = folder_of(".".join(file.relative_to(ROOT).with_suffix("").parts))
+        if folder not in of:  # the package's own __init__ and __main__
+            continue
+        for module in imports(file):
+            target = folder_of(module)
+            if target in of and target != folder:
+                assert of[target][0] < of[folder][0], (
+                    f"{file.relative_to(ROOT)} imports {module}, which is not below it"
+                )
+                checked += 1
+    assert checked > 30
+
+
+def test_every_folder_says_what_it_is_for():
+    for folder in PACKAGE.iterdir():
+        if folder.is_dir() and folder.name != "__pycache__":
+            assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))), folder
+
+
+@pytest.mark.parametrize(
+    "name", ["", *(name for name, (_, loads) in layers().items() if not loads & {"torch", "trl"})]
+)
+def test_lower_layers_load_neither_torch_nor_trl(name):
+    """Every module of the folder, in a fresh process."""
+    target = PACKAGE / name
+    files = sorted(target.rglob("*.py")) if name and target.is_dir() else [PACKAGE / f"{name or '__init__'}.py"]
+    modules = [
+        ".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for f in files
+        if "metrics" not in f.parts and f.stem != "training_script"
+    ]
+    code = f"import sys, {', '.join(modules)}; print(sorted({HEAVY!r} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]", modules

@@ -1,0 +1,186 @@
+"""
+Rules that turn what is known of prompts into rollouts: small objects of one interface.
+
+| name | rule |
+|---|---|
+| `"posterior"` | exact knapsack on the expected value under each prompt's Beta posterior |
+| `"paper"` | exact knapsack on the success rates of the last visit, left-over to prompts that were never solved |
+| `"filter"` | `min_generations` for prompts at 0 or 1 at their last visit, equal shares for the others |
+| `"uniform"` | equal shares |
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from .allocator import Allocation, allocate, check_budget, equal_shares
+from .evidence import Evidence
+from .values import Value, values_and_gains
+
+
+@runtime_checkable
+class AllocationRule(Protocol):
+    """
+    A rule that shares rollouts out. Any callable of this signature is one, the trainer takes your own in the same way.
+    """
+
+    def __call__(self, evidence: Evidence, budget: int, min_generations: int, max_generations: int) -> Allocation:
+        """
+        Args:
+            evidence ([`~trl_knapsack.tracking.tracker.Evidence`]): What is known of the `P` prompts.
+            budget (`int`): Rollouts to give out, all of them.
+            min_generations (`int`): Least rollouts of a prompt.
+            max_generations (`int`): Most rollouts of a prompt.
+
+        Returns:
+            [`Allocation`]: counts `(P,)` that sum to the budget, each within the bounds.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class PosteriorRule:
+    """
+    Exact knapsack on the expected value under each prompt's Beta posterior.
+
+    A prompt that was never solved keeps a value, because its posterior has mass above 0: no fallback rule is needed.
+
+    Args:
+        value ([`~trl_knapsack.allocation.values.Value`], *optional*, defaults to `"knapsack"`): The value of rollouts.
+    """
+
+    value: Value = "knapsack"
+
+    def __call__(self, evidence: Evidence, budget: int, min_generations: int, max_generations: int) -> Allocation:
+        return allocate(
+            evidence.beliefs,
+            budget,
+            min_generations=min_generations,
+            max_generations=max_generations,
+            value=self.value,
+        )
+
+
+@dataclass(frozen=True)
+class PaperRule:
+    """
+    Knapsack RL's rule: exact knapsack on the success rates of the last visit (arXiv 2509.25849 and its code).
+
+    Prompts never seen get an equal share of the budget, so the first epoch is uniform. The others get
+    `min_generations`, and those with a rate `p` between 0 and 1 in addition the rollouts after which their group is
+    mixed with the given confidence, `log(1 - confidence) / log(max(p, 1 - p))`, within `max_generations`. What that
+    leaves over goes to the prompts that were never solved ("fallback"), then to the always solved ones, then to the
+    rest, in equal shares and always within `max_generations`; the share of the mixed ones is allocated by knapsack. The
+    value reported is that of the last rates, which is 0 for a prompt at 0 or 1.
+
+    Args:
+        value ([`~trl_knapsack.allocation.values.Value`], *optional*, defaults to `"knapsack"`): The value of rollouts.
+        confidence (`float`, *optional*, defaults to 0.9):
+            See above; the published code's. 1 leaves over only what `max_generations` forbids, which is no fallback.
+    """
+
+    value: Value = "knapsack"
+    confidence: float = 0.9
+
+    def __post_init__(self):
+        if not 0 <= self.confidence <= 1:
+            raise ValueError(f"confidence ({self.confidence}) must lie in [0, 1]; the published code's is 0.9.")
+
+    def __call__(self, evidence: Evidence, budget: int, min_generations: int, max_generations: int) -> Allocation:
+        rates = np.asarray(evidence.last_rate, dtype=np.float64)
+        budget, low, high = check_budget(rates.size, budget, min_generations, max_generations)
+        seen = ~np.isnan(rates)
+        counts = equal_shares(low, high, budget)
+        if seen.any():
+            counts[seen] = self.share(rates[seen], int(counts[seen].sum()), low[seen], high[seen])
+        return _judged(np.where(seen, rates, 0.0), counts, self.value, "paper")
+
+    def share(self, rates: np.ndarray, budget: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """Counts `(P,)` for prompts that were all seen; `rates`, `low` and `high` are `(P,)`."""
+        mixed = (rates > 0.0) & (rates < 1.0)
+        wanted = low.copy()
+        if mixed.any():
+            with np.errstate(divide="ignore"):
+                needed = np.log1p(-self.confidence) / np.log(np.maximum(rates[mixed], 1.0 - rates[mixed]))
+            wanted[mixed] = np.minimum(low[mixed] + np.minimum(needed, 2.0**31).astype(np.int64), high[mixed])
+        counts = low.copy()
+        left = budget - int(low.sum())
+        # In this order, each group takes what it can of what is left: the mixed ones first only as much as they need.
+        shares = ((mixed, wanted), (rates == 0.0, high), (rates == 1.0, high), (mixed, high))
+        for group, most in shares:
+            if left and group.any():
+                total = min(int(counts[group].sum()) + left, int(most[group].sum()))
+                left -= total - int(counts[group].sum())
+                counts[group] = equal_shares(low[group], most[group], total)
+        if mixed.any():
+            counts[mixed] = allocate(
+                rates[mixed],
+                int(counts[mixed].sum()),
+                min_generations=low[mixed],
+                max_generations=high[mixed],
+                value=self.value,
+            ).counts
+        return counts
+
+
+@dataclass(frozen=True)
+class FilterRule:
+    """
+    `min_generations` for prompts whose last visit was all failures or all successes, equal shares for the others.
+
+    The simple baseline. Prompts never seen count as the others; when all prompts are filtered, or the others cannot
+    take the whole budget, the filtered ones share the rest equally.
+    """
+
+    def __call__(self, evidence: Evidence, budget: int, min_generations: int, max_generations: int) -> Allocation:
+        rates = np.asarray(evidence.last_rate, dtype=np.float64)
+        filtered = (rates == 0.0) | (rates == 1.0)
+        budget, low, high = check_budget(rates.size, budget, min_generations, max_generations)
+        counts = low.copy()
+        for group in (~filtered, filtered):
+            if group.any():
+                room = min(budget - int(counts[~group].sum()), int(high[group].sum()))
+                counts[group] = equal_shares(low[group], high[group], room)
+        return _judged(evidence.beliefs, counts, "knapsack", "filter")
+
+
+@dataclass(frozen=True)
+class UniformRule:
+    """Equal shares, as plain GRPO; a rest that does not divide goes to the first prompts."""
+
+    def __call__(self, evidence: Evidence, budget: int, min_generations: int, max_generations: int) -> Allocation:
+        budget, low, high = check_budget(len(evidence.alpha), budget, min_generations, max_generations)
+        return _judged(evidence.beliefs, equal_shares(low, high, budget), "knapsack", "uniform")
+
+
+def _judged(success_rates, counts: np.ndarray, value: Value, solver: str) -> Allocation:
+    """Counts of a rule that optimises nothing, with what they are worth."""
+    values, gains = values_and_gains(success_rates, counts, value)
+    return Allocation(counts, float(values.sum()), float(gains.max()), float("inf"), solver)
+
+
+_RULES = {
+    "posterior": PosteriorRule(),
+    "paper": PaperRule(),
+    "filter": FilterRule(),
+    "uniform": UniformRule(),
+}
+
+#: Names that [`get_rule`] knows.
+RULES = tuple(_RULES)
+
+
+def get_rule(name: str) -> AllocationRule:
+    """
+    The policy of a name.
+
+    Args:
+        name (`str`): One of [`RULES`].
+
+    Raises:
+        `ValueError`: if there is no policy of that name.
+    """
+    if name not in _RULES:
+        raise ValueError(f"allocation {name!r} is not known; choose one of {', '.join(map(repr, RULES))}.")
+    return _RULES[name]

@@ -1,0 +1,157 @@
+"""
+Share rollouts out over prompts, and say why.
+
+The prompts are a CSV file, or what a run knows of its prompts (its folder, or the knapsack_state.npz in it). The columns of
+a CSV file are success_rate, or successes and trials, or alpha and beta; id and cost if you have them.
+"""
+
+import argparse
+import csv
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from ..helpers.console import percent, print_json, print_table
+
+
+if TYPE_CHECKING:
+    from ...allocation.allocator import Allocation
+    from ..helpers.prompts import PromptTable
+
+HELP = "share rollouts out over prompts"
+SHOWN = 20  # prompts in the table; all are in the JSON and in the file
+FEW = 2_000  # prompts for which loading the compiled kernels takes longer than running them uncompiled
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="a .csv or .tsv file, a knapsack_state.npz, or the folder of a run")
+    size = parser.add_mutually_exclusive_group(required=True)
+    size.add_argument("--budget", type=int, help="rollouts to give out, all of them")
+    size.add_argument("--num_generations", type=int, help="the same, as a mean per prompt")
+    parser.add_argument("--min_generations", type=int, default=2, help="fewest of a prompt (default: 2)")
+    parser.add_argument("--max_generations", type=int, default=128, help="most of a prompt (default: 128)")
+    parser.add_argument(
+        "--allocation",
+        default="posterior",
+        choices=["posterior", "paper", "filter", "uniform"],
+        help="rule, as in KnapsackGRPOConfig (default: posterior; a column success_rate is taken as known)",
+    )
+    parser.add_argument(
+        "--value",
+        default="knapsack",
+        choices=["knapsack", "variance", "root", "mixed"],
+        help="what rollouts are worth (default: knapsack)",
+    )
+    parser.add_argument(
+        "--success_prior",
+        type=float,
+        nargs=2,
+        default=[1.0, 1.0],
+        metavar=("A", "B"),
+        help="Beta prior of every prompt (default: 1 1)",
+    )
+    tokens = parser.add_mutually_exclusive_group()
+    tokens.add_argument("--max_cost", type=float, help="most tokens that all rollouts may take together")
+    tokens.add_argument("--cost_weight", type=float, help="value that a token has to bring")
+    parser.add_argument("--output", help="CSV file to write: id, success_rate and generations of each prompt")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..helpers.prompts import read_prompts
+
+    table = read_prompts(args.source, args.success_prior)
+    if not table.ids:
+        raise ValueError(f"{args.source} knows no prompts yet, so there is nothing to share out.")
+    priced = args.max_cost is not None or args.cost_weight is not None
+    if len(table.ids) <= FEW and not priced and "numba" not in sys.modules:
+        os.environ["NUMBA_DISABLE_JIT"] = "1"
+
+    import numpy as np
+
+    from ...allocation.evidence import BetaBeliefs
+    from ...allocation.explanation import explain
+
+    allocation = _allocate(table, args)
+    beliefs, last_rate = BetaBeliefs(table.evidence.alpha, table.evidence.beta), table.evidence.last_rate
+    explanation = explain(
+        allocation,
+        beliefs if table.rates is None else table.rates,
+        value=args.value,
+        min_generations=args.min_generations,
+        max_generations=args.max_generations,
+        last_rates=np.where(np.isnan(last_rate), beliefs.mean, last_rate),
+    )
+    rows = list(zip(table.ids, map(float, explanation.rates), map(int, allocation.counts), strict=True))
+    if args.output:
+        with open(args.output, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["id", "success_rate", "generations"])
+            writer.writerows((name, f"{rate:.6g}", count) for name, rate, count in rows)
+    if args.json:
+        print_json(
+            {
+                "budget": int(allocation.counts.sum()),
+                "allocation": args.allocation,
+                "prompts": [{"id": name, "success_rate": rate, "generations": count} for name, rate, count in rows],
+                "explanation": explanation.rows(),
+                "value": explanation.totals,
+                "shadow_price": allocation.shadow_price,
+                "cost": allocation.cost,
+            }
+        )
+        return 0
+    _print(rows, explanation, allocation, args)
+    return 0
+
+
+def _allocate(table: "PromptTable", args: argparse.Namespace) -> "Allocation":
+    from ...allocation.allocator import allocate
+    from ...allocation.evidence import BetaBeliefs
+    from ...allocation.rules import PaperRule, PosteriorRule, get_rule
+
+    budget = args.budget if args.budget is not None else args.num_generations * len(table.ids)
+    priced = args.max_cost is not None or args.cost_weight is not None
+    if priced and args.allocation != "posterior":
+        raise ValueError(f'allocation {args.allocation!r} takes no account of tokens; use "posterior", or no costs.')
+    if priced and table.costs is None:
+        raise ValueError(
+            f"{args.source} has no column cost, and no lengths of completions; give the costs of prompts."
+        )
+    if args.allocation == "posterior" and (priced or table.rates is not None):
+        evidence = table.evidence
+        return allocate(
+            table.rates if table.rates is not None else BetaBeliefs(evidence.alpha, evidence.beta),
+            budget,
+            min_generations=args.min_generations,
+            max_generations=args.max_generations,
+            value=args.value,
+            costs=table.costs if priced else None,
+            max_cost=args.max_cost,
+            cost_weight=args.cost_weight,
+        )
+    rules = {"posterior": PosteriorRule(args.value), "paper": PaperRule(args.value)}
+    rule = rules.get(args.allocation) or get_rule(args.allocation)
+    return rule(table.evidence, budget, args.min_generations, args.max_generations)
+
+
+def _print(rows, explanation, allocation, args) -> None:
+    print_table("Prompts", ["id", "success rate", "generations"], rows[:SHOWN])
+    if len(rows) > SHOWN:
+        print(f"and {len(rows) - SHOWN:,} more: --output FILE or --json has all\n")
+    classes = [
+        [
+            f"{row['from']:.2f} - {row['to']:.2f}" if row["from"] < row["to"] else f"{row['from']:.0f}",
+            *(row[name] for name in ("prompts", "rollouts", "least", "mean", "most", "last_gain")),
+            percent(row["value"]),
+        ]
+        for row in explanation.rows()
+    ]
+    print_table(
+        f"Why: {args.allocation}",
+        ["success rate", "prompts", "rollouts", "least", "mean", "most", "last gain", "value"],
+        classes,
+    )
+    print(str(explanation).splitlines()[-1])
+    if allocation.cost is not None:
+        print(f"expected tokens {allocation.cost:,.0f}; one more token would add {allocation.cost_price:.2e}")

@@ -1,0 +1,53 @@
+"""
+Draw a run: its budgets, effective gradient ratio, difficulty transitions and prompts, or all in one HTML report.
+
+Reads the knapsack_records.jsonl that KnapsackGRPOTrainer writes into its output_dir. Needs matplotlib.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..helpers.console import print_json
+
+
+HELP = "draw a run's budgets, or write its report"
+PLOTS = ("counts", "budgets", "effective_gradient_ratio", "transitions", "prompts")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="the folder of a run, or its knapsack_records.jsonl")
+    parser.add_argument("--what", nargs="+", choices=PLOTS, help="figures to draw (default: all, if no --report)")
+    parser.add_argument("--format", choices=["png", "svg", "pdf"], default="png", help="default: png")
+    parser.add_argument("--output_dir", help="folder for the figures (default: figures in the run's folder)")
+    parser.add_argument("--report", metavar="FILE", help="write one HTML file that needs nothing else")
+    parser.add_argument("--json", action="store_true", help="print the paths as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from ...tracking.history import RolloutHistory
+
+    history = RolloutHistory.load(args.source)
+    if not len(history):
+        print(f"trl-knapsack plot: {args.source} holds no generation batch yet.", file=sys.stderr)
+        return 1
+    written = []
+    for name in args.what or ([] if args.report else PLOTS):
+        from ...reporting.plots import PLOTS as draw
+
+        run_folder = Path(args.source) if Path(args.source).is_dir() else Path(args.source).parent
+        folder = Path(args.output_dir) if args.output_dir else run_folder / "figures"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name}.{args.format}"
+        draw[name](history).savefig(path, dpi=150)
+        written.append(str(path))
+    if args.report:
+        from ...reporting.report import write_report
+
+        write_report(history, args.report)
+        written.append(args.report)
+    if args.json:
+        print_json({"files": written})
+    else:
+        print("\n".join(written))
+    return 0

@@ -1,0 +1,113 @@
+"""
+Train with per-prompt rollout budgets: any model, dataset and reward functions, through `accelerate launch`.
+
+Every field of KnapsackGRPOConfig and of TRL's ModelConfig and ScriptArguments is a flag. Flags that are not theirs go to
+`accelerate launch`, as in TRL's own `trl grpo`.
+"""
+
+import argparse
+import difflib
+import os
+import sys
+from importlib import resources
+from pathlib import Path
+
+
+HELP = "train a model (flags: KnapsackGRPOConfig, ModelConfig, ScriptArguments, accelerate launch)"
+EPILOG = """
+for example:
+  trl-knapsack train --model_name_or_path Qwen/Qwen2.5-Math-1.5B-Instruct --dataset_name trl-lib/DeepMath-103K \\
+      --reward_funcs accuracy_reward --num_generations 8 --output_dir outputs
+  trl-knapsack train --config recipe.yaml --num_processes 8 --accelerate_config zero2
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Only for the list of commands: `run` takes the arguments as they are."""
+
+
+def run(arguments: list[str]) -> int:
+    """Split the arguments, check them, and become `accelerate launch`."""
+    from ...hub.configs import resolve_config_argument
+    from ..helpers.training_script import TYPES, check, make_parser
+
+    arguments = resolve_config_argument(arguments, TYPES)
+    if arguments.count("--config") > 1:
+        raise ValueError("--config is there twice; give one file, and change single fields by flags.")
+    parser = make_parser()
+    parser.description, parser.epilog = __doc__, EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    # What the parser does not know is accelerate's, on the command line as in the file.
+    for_accelerate = parser.parse_known_args(_without_config(arguments))[1]
+    launch = launch_arguments(for_accelerate, parser)
+    *parsed, remaining = parser.parse_args_and_config(arguments, return_remaining_strings=True)
+    launch = launch_arguments(remaining[: len(remaining) - len(for_accelerate)], parser) + launch
+    check(*parsed)
+
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--quiet", *launch),
+        *("--module", "trl_knapsack.cli.helpers.training_script", *without(arguments, for_accelerate)),
+    ]
+    sys.stdout.flush()
+    os.execv(sys.executable, command)
+
+
+def launch_arguments(arguments: list[str], parser: argparse.ArgumentParser) -> list[str]:
+    """
+    Arguments of `accelerate launch`, with `--accelerate_config NAME` resolved: a file, or a preset of TRL.
+
+    Args:
+        arguments (`list[str]`): What the training's parser did not know.
+        parser (`ArgumentParser`): That parser, to suggest its options.
+
+    Raises:
+        `ValueError`: if accelerate does not know one of them either.
+    """
+    from accelerate.commands.launch import launch_command_parser
+
+    known = launch_command_parser()._option_string_actions
+    resolved, rest = [], list(arguments)
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        if flag == "--accelerate_config" and (equals or rest):
+            resolved += ["--config_file", accelerate_config(value if equals else rest.pop(0))]
+            continue
+        if flag not in known:
+            close = difflib.get_close_matches(flag, [*known, *parser._option_string_actions], n=1, cutoff=0.8)
+            remedy = f"did you mean {close[0]}?" if close else "see trl-knapsack train --help."
+            raise ValueError(f"{flag} is an option neither of the training nor of accelerate launch; {remedy}")
+        if known[flag].nargs == 0:  # a switch, which a YAML file sets with true or false
+            switch = rest.pop(0) if rest and rest[0] in ("True", "False") else "True"
+            resolved += [flag] * (switch == "True")
+        elif equals or rest:
+            resolved += [flag, value if equals else rest.pop(0)]
+        else:
+            raise ValueError(f"{flag} needs a value.")
+    return resolved
+
+
+def accelerate_config(name: str) -> str:
+    """The file of an accelerate config: `name` itself, or TRL's preset of that name."""
+    if Path(name).is_file():
+        return name
+    presets = resources.files("trl") / "accelerate_configs"
+    if (presets / f"{name}.yaml").is_file():
+        return str(presets / f"{name}.yaml")
+    names = sorted(file.name.removesuffix(".yaml") for file in presets.iterdir() if file.name.endswith(".yaml"))
+    raise ValueError(f"accelerate_config {name!r} is neither a file nor one of TRL's presets: {', '.join(names)}.")
+
+
+def without(arguments: list[str], removed: list[str]) -> list[str]:
+    """`arguments` less `removed`, a part of them in the same order."""
+    kept, removed = [], list(removed)
+    for argument in arguments:
+        if removed and argument == removed[0]:
+            removed.pop(0)
+        else:
+            kept.append(argument)
+    return kept
+
+
+def _without_config(arguments: list[str]) -> list[str]:
+    place = arguments.index("--config") if "--config" in arguments else len(arguments)
+    return arguments[:place] + arguments[place + 2 :]

@@ -1,0 +1,1 @@
+"""What the commands share: printing, datasets, reward functions, tables of prompts, and what `train` launches."""

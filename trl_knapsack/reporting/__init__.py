@@ -1,0 +1,24 @@
+"""What happened in a run: one summary, its plots, and the HTML report."""
+
+from .plots import (
+    PLOTS,
+    plot_budgets,
+    plot_counts,
+    plot_effective_gradient_ratio,
+    plot_prompts,
+    plot_transitions,
+    to_image,
+)
+from .report import write_report
+
+
+__all__ = [
+    "PLOTS",
+    "plot_budgets",
+    "plot_counts",
+    "plot_effective_gradient_ratio",
+    "plot_prompts",
+    "plot_transitions",
+    "to_image",
+    "write_report",
+]

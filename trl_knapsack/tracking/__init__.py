@@ -1,0 +1,18 @@
+"""What is known of each prompt: success rates, the keys they are kept under, and a run's batches on disk. NumPy only."""
+
+from .history import HISTORY_FILE, RolloutHistory
+from .keys import prompt_key
+from .records import RolloutRecord
+from .state_file import STATE_FILE, find_state
+from .tracker import SuccessRateTracker
+
+
+__all__ = [
+    "HISTORY_FILE",
+    "RolloutHistory",
+    "RolloutRecord",
+    "STATE_FILE",
+    "SuccessRateTracker",
+    "find_state",
+    "prompt_key",
+]

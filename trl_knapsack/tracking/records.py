@@ -1,0 +1,80 @@
+"""What was decided and what came of it: one record per generation batch, and the metrics read from it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..allocation.allocator import Allocation
+from ..allocation.difficulty import DIFFICULTIES, difficulty
+from ..allocation.evidence import Evidence
+from ..allocation.values import expected_values
+
+
+@dataclass(frozen=True)
+class RolloutRecord:
+    """
+    One generation batch of `P` prompts and `R` rollouts. Equal on every rank.
+
+    Attributes:
+        keys (`tuple[str, ...]` of length `P`): Prompt keys. A prompt that the sampler drew twice is there twice.
+        evidence ([`Evidence`]): What was known of the prompts before.
+        allocation ([`Allocation`]): What was decided; `allocation.counts` is `(P,)` and sums to `R`.
+        solver_seconds (`float`): Time that the allocation took, on rank 0.
+        successes (`np.ndarray` of shape `(P,)`): Completions that succeeded.
+        trials (`np.ndarray` of shape `(P,)`): Completions that were scored by at least one reward function.
+        tokens (`np.ndarray` of shape `(P,)`): Completion tokens generated.
+        mean_reward (`np.ndarray` of shape `(P,)`): Mean reward of each group, NaN where none was scored.
+        mixed (`np.ndarray` of shape `(P,)`, bool): Whether rewards within the group vary, so that it has a gradient.
+        rank_imbalance (`float`): Completion tokens of the rank that generated most, over the mean of the ranks.
+    """
+
+    keys: tuple[str, ...]
+    evidence: Evidence
+    allocation: Allocation
+    solver_seconds: float
+    successes: np.ndarray
+    trials: np.ndarray
+    tokens: np.ndarray
+    mean_reward: np.ndarray
+    mixed: np.ndarray
+    rank_imbalance: float
+
+    @property
+    def success_rate(self) -> np.ndarray:
+        """Observed success rate of each prompt, `(P,)`, NaN where no completion was scored."""
+        return np.divide(self.successes, self.trials, out=np.full(len(self.trials), np.nan), where=self.trials > 0)
+
+    @property
+    def effective_rollouts(self) -> int:
+        """Scored rollouts in groups whose rewards vary: the ones that have a gradient."""
+        return int(self.trials[self.mixed].sum())
+
+    def value_over_uniform(self) -> float:
+        """Value of the counts over that of equal counts, both expected under the posteriors before the rollouts."""
+        beliefs, counts = self.evidence.beliefs, self.allocation.counts
+        equal = np.full(len(counts), counts.sum() // len(counts))
+        return expected_values(beliefs, counts).sum() / expected_values(beliefs, equal).sum()
+
+    def metrics(self) -> dict[str, float]:
+        """The `knapsack/...` metrics of this generation batch. `docs/metrics.md` describes each."""
+        counts, rate = self.allocation.counts, self.success_rate
+        scored = ~np.isnan(rate)
+        classes = np.bincount(difficulty(rate[scored]), minlength=len(DIFFICULTIES)) / max(scored.sum(), 1)
+        p10, p50, p90 = np.percentile(counts, [10, 50, 90])
+        metrics = {
+            "effective_gradient_ratio": self.effective_rollouts / counts.sum(),
+            "mixed_prompts": self.mixed.mean(),
+            "generations/min": counts.min(),
+            "generations/p10": p10,
+            "generations/median": p50,
+            "generations/p90": p90,
+            "generations/max": counts.max(),
+            **{f"difficulty/{name}": share for name, share in zip(DIFFICULTIES, classes, strict=True)},
+            "unseen": (self.evidence.visits == 0).mean(),
+            "success_rate": rate[scored].mean() if scored.any() else np.nan,
+            "reward": np.nanmean(self.mean_reward) if scored.any() else np.nan,
+            "value_over_uniform": self.value_over_uniform(),
+            "rank_imbalance": self.rank_imbalance,
+            "solver_time": self.solver_seconds,
+        }
+        return {f"knapsack/{name}": float(value) for name, value in metrics.items()}

@@ -1,0 +1,184 @@
+"""What happens beside the training: the tracker learns and is saved, batches are written down, plots are shown."""
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+from accelerate.logging import get_logger
+from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..reporting.plots import PLOTS, require_matplotlib, to_image
+from ..tracking.history import HISTORY_FILE, HistoryWriter, RolloutHistory
+from ..tracking.records import RolloutRecord
+from ..tracking.state_file import STATE_FILE
+from ..tracking.tracker import SuccessRateTracker
+
+
+logger = get_logger(__name__)
+
+
+class SuccessRateCallback(TrainerCallback):
+    """
+    Tells the tracker what became of each generation batch, and saves it into every checkpoint and at the end. Appends
+    each batch to `knapsack_records.jsonl` in the run's folder, which [`RolloutHistory`] reads.
+
+    [`KnapsackGRPOTrainer`] adds it by itself: `trainer.success_rate_callback`.
+
+    Args:
+        tracker ([`SuccessRateTracker`]): The tracker to feed.
+        run_folder (`Callable[[], str]`): Where the run that is under way keeps its checkpoints; a hyperparameter search
+            has a folder for each trial.
+        allocation (`str`): Name of the policy that shares the rollouts out, to be written down.
+
+    Attributes:
+        last_record ([`RolloutRecord`] or `None`): The newest generation batch: what was decided, and what came of it.
+    """
+
+    def __init__(self, tracker: SuccessRateTracker, run_folder: Callable[[], str], allocation: str):
+        self.tracker = tracker
+        self.run_folder = run_folder
+        self.allocation = allocation
+        self.last_record: RolloutRecord | None = None
+        self._pending: list[RolloutRecord] = []
+        self._history: HistoryWriter | None = None  # on the main process, while it can write
+        self._before_search: dict | None = None  # what a hyperparameter search begins each trial with
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_hyper_param_search and state.global_step == 0:
+            if self._before_search is None:
+                self._before_search = self.tracker.state_dict()
+            self.tracker.load_state_dict(self._before_search)  # another trial's model is not this one's
+        self._history = None
+        if state.is_world_process_zero:
+            self._history = HistoryWriter(os.path.join(self.run_folder(), HISTORY_FILE))
+            self._write(lambda history: history.begin(state.global_step))
+
+    def record(self, record: RolloutRecord) -> None:
+        """Take note of a generation batch; the tracker learns of it at the end of the step that it was generated in."""
+        self.last_record = record
+        self._pending.append(record)
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        self._learn(state.global_step + 1, state)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._learn(state.global_step, state)
+
+    def _learn(self, step: int, state) -> None:
+        for record in self._pending:
+            self.tracker.observe(
+                record.keys,
+                record.successes,
+                record.trials,
+                rollouts=record.allocation.counts,
+                tokens=record.tokens,
+            )
+        for record in self._pending:
+            self._write(
+                lambda history, record=record: history.append(record, step, state.epoch or 0.0, self.allocation)
+            )
+        self._pending.clear()
+
+    def _write(self, write: Callable[[HistoryWriter], None]) -> None:
+        """A history that can't be written is given up: the run is worth more, and the other ranks would wait for it."""
+        if self._history is None:
+            return
+        try:
+            write(self._history)
+        except (OSError, ValueError) as error:
+            logger.warning(f"No more generation batches are recorded, training goes on: {error}")
+            self._history = None
+
+    def on_save(self, args, state, control, **kwargs):
+        if args.should_save:
+            checkpoint = os.path.join(self.run_folder(), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+            self.tracker.save(os.path.join(checkpoint, STATE_FILE))
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if args.should_save:  # for the next run, also where no checkpoints are kept
+            os.makedirs(self.run_folder(), exist_ok=True)
+            self.tracker.save(os.path.join(self.run_folder(), STATE_FILE))
+
+    def load(self, path: str | os.PathLike) -> None:
+        """
+        Go on with the success rates of another run.
+
+        Args:
+            path (`str` or `os.PathLike`): A checkpoint or output folder, or the state file in it.
+
+        Raises:
+            `FileNotFoundError`: if there are none, because another trainer wrote the folder.
+            `ValueError`: if they can't be read.
+        """
+        file = os.path.join(path, STATE_FILE) if os.path.isdir(path) else path
+        if not os.path.isfile(file):
+            raise FileNotFoundError(
+                f"{file} does not exist, so there are no success rates to go on with; name a folder that "
+                "KnapsackGRPOTrainer wrote, or resume with resume_success_state=False to begin without."
+            )
+        self.tracker.load(file)
+
+
+class PlotCallback(TrainerCallback):
+    """
+    Shows the figures of the run so far as images, where its metrics go: TensorBoard, Weights & Biases, trackio.
+
+    [`KnapsackGRPOTrainer`] adds it by itself if `plot_steps` is set. What goes wrong here is a warning: the run goes on.
+
+    Args:
+        plot_steps (`int`): Steps between two showings; the last step is always shown.
+        run_folder (`Callable[[], str]`): Folder with the history of the run under way.
+        callbacks (`Callable[[], list[TrainerCallback]]`): The trainer's callbacks, of which these three are served.
+    """
+
+    def __init__(self, plot_steps: int, run_folder: Callable[[], str], callbacks: Callable[[], list[TrainerCallback]]):
+        require_matplotlib()
+        self.plot_steps = plot_steps
+        self.run_folder = run_folder
+        self.callbacks = callbacks
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero and not self._served():
+            logger.warning(
+                f"plot_steps ({self.plot_steps}) shows plots in tensorboard, wandb and trackio, but report_to is "
+                f"{args.report_to}; name one of them, or plot the run afterwards with `trl-knapsack plot {args.output_dir}`."
+            )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        due = state.global_step % self.plot_steps == 0 or state.global_step == state.max_steps
+        if not (due and state.is_world_process_zero and self._served()):
+            return
+        try:
+            history = RolloutHistory.load(self.run_folder())
+            images = {f"knapsack/plots/{name}": to_image(plot(history)) for name, plot in PLOTS.items()}
+        except Exception as error:
+            logger.warning(f"No plots at step {state.global_step}: {error}")
+            return
+        for callback in self._served():
+            try:
+                _show(callback, images, state.global_step)
+            except Exception as error:
+                logger.warning(
+                    f"{type(callback).__name__} did not take the plots of step {state.global_step}: {error}"
+                )
+
+    def _served(self) -> list[TrainerCallback]:
+        return [c for c in self.callbacks() if isinstance(c, TensorBoardCallback | WandbCallback | TrackioCallback)]
+
+
+def _show(callback: TrainerCallback, images: dict[str, np.ndarray], step: int) -> None:
+    """Hand images `(height, width, 3)` over to what `callback` logs to, if that takes images."""
+    if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+        for name, image in images.items():
+            callback.tb_writer.add_image(name, image, step, dataformats="HWC")
+    elif isinstance(callback, WandbCallback):
+        import wandb
+
+        if wandb.run is not None:  # none with WANDB_DISABLED
+            wandb.log({name: wandb.Image(image) for name, image in images.items()} | {"train/global_step": step})
+    elif isinstance(callback, TrackioCallback):
+        import trackio
+
+        trackio.log({name: trackio.Image(image) for name, image in images.items()} | {"train/global_step": step})

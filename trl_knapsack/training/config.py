@@ -1,0 +1,179 @@
+"""`GRPOConfig` with the few options of Knapsack GRPO."""
+
+import copy
+from dataclasses import MISSING, dataclass, field, fields
+
+from trl import GRPOConfig
+
+from ..allocation.rules import RULES
+from ..hub.config_file import is_personal
+from ..hub.configs import HubConfig
+from ..tracking.tracker import SuccessRateTracker
+
+
+@dataclass
+class KnapsackGRPOConfig(HubConfig, GRPOConfig):
+    r"""
+    Configuration of the [`KnapsackGRPOTrainer`]: [`~trl.GRPOConfig`] and the options below.
+
+    `num_generations` keeps its meaning as the mean number of generations per prompt, and `generation_batch_size` is the
+    budget of rollouts that is shared out within each generation batch.
+
+    Args:
+        allocation (`str`, *optional*, defaults to `"posterior"`):
+            How rollouts are shared out over the prompts of a generation batch: `"posterior"` maximises the expected
+            value under each prompt's Beta posterior, `"paper"` uses the rates of the last epoch as in
+            [Knapsack RL](https://huggingface.co/papers/2509.25849), `"filter"` gives prompts that last succeeded always
+            or never `min_generations` and shares the rest equally, `"uniform"` is plain GRPO.
+        min_generations (`int`, *optional*, defaults to `2`):
+            Fewest generations of a prompt. At least 2, because a group of one has no advantage.
+        max_generations (`int`, *optional*, defaults to `128`):
+            Most generations of a prompt.
+        group_weight_power (`float`, *optional*, defaults to `1.0`):
+            How much a prompt weighs in the loss: its number of generations to this power. 1 weighs every rollout the
+            same, as TRL's losses do, so that a prompt with four times the rollouts weighs four times; 0 weighs every
+            prompt the same.
+        success_threshold (`float`, *optional*, defaults to `0.5`):
+            A completion succeeds if its reward is at least this.
+        success_reward_func (`str`, *optional*):
+            Name of the reward function whose reward decides success. By default the weighted sum of all, which is the
+            reward that GRPO optimises; with several reward functions, naming the one for correctness is better.
+        success_prior (`list[float]`, *optional*, defaults to `[1.0, 1.0]`):
+            Beta prior of every prompt's success rate: pseudo-counts of successes and failures.
+        success_decay (`float`, *optional*, defaults to `0.85`):
+            Weight that a prompt's old evidence keeps at each new visit.
+        prompt_id_column (`str`, *optional*):
+            Dataset column that identifies a prompt. By default the content of the row is hashed.
+        success_state_path (`str`, *optional*):
+            Success rates of another run to begin with: a checkpoint or output folder of [`KnapsackGRPOTrainer`], the
+            `knapsack_state.npz` in it, or a repository of the Hub that has one (`"owner/name"`). What one run, or
+            another model, learnt of the prompts spares the next its uniform first epoch.
+        resume_success_state (`bool`, *optional*, defaults to `True`):
+            Whether a resumed run goes on with the success rates in its checkpoint. Set it to `False` to resume from a
+            checkpoint that has none, as one of [`~trl.GRPOTrainer`].
+        plot_steps (`int`, *optional*, defaults to `0`):
+            Show figures of the run so far in TensorBoard, Weights & Biases and trackio every so many steps, and at the
+            last. 0 shows none. Needs matplotlib.
+    """
+
+    # Defaults of prior and decay: replayed on the drift of real runs, see docs/results.md.
+    allocation: str = field(
+        default="posterior",
+        metadata={
+            "help": "How rollouts are shared out over the prompts of a generation batch: 'posterior' maximises the "
+            "expected value under each prompt's Beta posterior, 'paper' uses the rates of the last epoch, 'filter' "
+            "gives prompts that last succeeded always or never min_generations and shares the rest equally, "
+            "'uniform' is plain GRPO.",
+            "choices": list(RULES),
+        },
+    )
+    min_generations: int = field(
+        default=2,
+        metadata={"help": "Fewest generations of a prompt, at least 2."},
+    )
+    max_generations: int = field(
+        default=128,
+        metadata={"help": "Most generations of a prompt."},
+    )
+    group_weight_power: float = field(
+        default=1.0,
+        metadata={
+            "help": "A prompt weighs in the loss as its number of generations to this power: 1 weighs every rollout "
+            "the same, 0 every prompt."
+        },
+    )
+    success_threshold: float = field(
+        default=0.5,
+        metadata={"help": "A completion succeeds if its reward is at least this."},
+    )
+    success_reward_func: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of the reward function whose reward decides success. Default: the weighted sum of all."
+        },
+    )
+    success_prior: list[float] = field(
+        default_factory=lambda: [1.0, 1.0],
+        metadata={"help": "Beta prior of every prompt's success rate: pseudo-counts of successes and failures."},
+    )
+    success_decay: float = field(
+        default=0.85,
+        metadata={"help": "Weight that a prompt's old evidence keeps at each new visit, in [0, 1]."},
+    )
+    prompt_id_column: str | None = field(
+        default=None,
+        metadata={"help": "Dataset column that identifies a prompt. Default: the content of the row is hashed."},
+    )
+    success_state_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Success rates of another run to begin with: a checkpoint or output folder, the "
+            "knapsack_state.npz in it, or a repository of the Hub that has one (owner/name)."
+        },
+    )
+    resume_success_state: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether a resumed run goes on with the success rates in its checkpoint. Set it to False to resume "
+            "from a checkpoint that has none."
+        },
+    )
+    plot_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Show figures of the run so far in TensorBoard, Weights & Biases and trackio every so many steps, and "
+            "at the last. 0 shows none. Needs matplotlib."
+        },
+    )
+
+    def __post_init__(self):
+        given = dict(self.__dict__)
+        super().__post_init__()
+        self._check_knapsack_options()
+        # TRL fills fields in from others, and from the machine; what is saved is what the user gave.
+        self._as_given = {
+            name: (value, copy.deepcopy(self.__dict__[name]))
+            for name, value in given.items()
+            if not is_personal(name) and self.__dict__[name] is not value
+        }
+
+    @classmethod
+    def from_grpo_config(cls, args: GRPOConfig) -> "KnapsackGRPOConfig":
+        """The same configuration with the knapsack options at their defaults; `args` is not changed."""
+        config = copy.copy(args)
+        config.__class__ = cls
+        config._as_given = {"generation_batch_size": (None, args.generation_batch_size)}  # else TRL refuses both
+        for option in fields(cls):
+            if option.name not in args.__dict__:
+                default = option.default_factory() if option.default is MISSING else option.default
+                setattr(config, option.name, default)
+        config._check_knapsack_options()
+        return config
+
+    def _check_knapsack_options(self) -> None:
+        if self.allocation not in RULES:
+            raise ValueError(f"allocation {self.allocation!r} must be one of {', '.join(map(repr, RULES))}.")
+        if self.min_generations < 2:
+            raise ValueError(
+                f"min_generations ({self.min_generations}) must be at least 2, because a group of one has no advantage."
+            )
+        if self.min_generations > self.num_generations:
+            raise ValueError(
+                f"min_generations ({self.min_generations}) must be at most num_generations ({self.num_generations}), "
+                "the mean; lower it or raise num_generations."
+            )
+        if self.max_generations < self.num_generations:
+            raise ValueError(
+                f"max_generations ({self.max_generations}) must be at least num_generations ({self.num_generations}), "
+                "the mean; raise it or lower num_generations."
+            )
+        if not 0 <= self.group_weight_power <= 1:
+            raise ValueError(
+                f"group_weight_power ({self.group_weight_power}) must lie between 0, every prompt weighs the same, and 1, "
+                "every rollout does."
+            )
+        if not -float("inf") < self.success_threshold < float("inf"):
+            raise ValueError(f"success_threshold ({self.success_threshold}) must be a finite reward, for example 0.5.")
+        if self.plot_steps < 0:
+            raise ValueError(f"plot_steps ({self.plot_steps}) must not be negative; set 0 for no plots.")
+        SuccessRateTracker(self.success_prior, self.success_decay)  # says what is wrong with either
