@@ -1,0 +1,42 @@
+"""
+The errors that this package raises for what a user can put right: one sentence with the value, the rule and the remedy.
+
+Each is also the built-in error that it resembles, so `except ValueError` works as ever. The command line shows these as one
+line; anything else, a reward function's own `ValueError` for example, keeps its traceback.
+"""
+
+
+class KnapsackError(Exception):
+    """Any error of this package."""
+
+
+class InvalidInputError(KnapsackError, ValueError):
+    """An argument, an option, a file or a dataset is not valid."""
+
+
+class MissingFileError(KnapsackError, FileNotFoundError):
+    """A file or folder is not there."""
+
+
+class HubError(KnapsackError, OSError):
+    """The Hub can't be reached, or refuses."""
+
+
+class MissingDependencyError(KnapsackError, ImportError):
+    """An optional package is not installed, or one is installed that can't serve."""
+
+
+def missing_extra(what: str, extra: str) -> MissingDependencyError:
+    """
+    The error for an optional package that is not installed.
+
+    Args:
+        what (`str`): What needs which package, for example `"Plots need matplotlib"`.
+        extra (`str`): The extra of this package that has it.
+    """
+    return MissingDependencyError(f"{what}, which is not installed; run `{install_command(extra)}`.")
+
+
+def install_command(extra: str) -> str:
+    """How to install an extra. The one place that a release to the package index changes."""
+    return f'pip install "trl-knapsack[{extra}]"'
