@@ -5,7 +5,7 @@ import pytest
 import tiny
 import torch
 from oracle import advantages, greedy
-from test_trainer import assert_same_run, options, train
+from runs import assert_same_run, options, train
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl import GRPOConfig, GRPOTrainer
 

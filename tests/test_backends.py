@@ -18,7 +18,7 @@ import pytest
 import tiny_chat
 import torch
 from datasets import Dataset, Image
-from test_trainer import Gradients, Records, assert_same_run, options
+from runs import Gradients, Records, assert_same_run, options
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,

@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from runs import options, train
 from test_records import record_by_hand
-from test_trainer import options, train
 
 from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer, RolloutHistory
 from trl_knapsack.tracking.history import HistoryWriter

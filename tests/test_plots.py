@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tiny
+from runs import options, train
 from test_history import FILE, run
 from test_records import record_by_hand
-from test_trainer import options, train
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 

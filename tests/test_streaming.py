@@ -5,7 +5,7 @@ import pytest
 import tiny
 import torch
 from datasets import Dataset, concatenate_datasets
-from test_trainer import WINDOW, assert_same_run, options, train
+from runs import WINDOW, assert_same_run, options, train
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer

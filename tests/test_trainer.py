@@ -1,7 +1,11 @@
 """Real training runs of a tiny model, compared with TRL's own trainer and with plain-Python oracles."""
 
-import hashlib
+import ast
+import inspect
 import math
+import sys
+import types
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,95 +14,15 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+import trl
 from datasets import Dataset
+from runs import WINDOW, assert_same_run, options, train
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import RepeatSampler
 
 from trl_knapsack import Allocation, KnapsackGRPOConfig, KnapsackGRPOTrainer
-from trl_knapsack.training.trainer import check_seams
-
-
-OPTIONS = dict(
-    per_device_train_batch_size=16,
-    gradient_accumulation_steps=2,
-    num_generations=4,
-    max_completion_length=6,
-    max_steps=6,
-    learning_rate=1e-2,
-    logging_steps=1,
-    save_strategy="no",
-    bf16=False,
-    gradient_checkpointing=False,
-    use_cpu=True,
-    report_to="none",
-    disable_tqdm=True,
-)
-
-
-def options(path, **changes):
-    return {**OPTIONS, "output_dir": str(path), **changes}
-
-
-class Gradients(TrainerCallback):
-    """A digest of all gradients, before every optimizer step."""
-
-    def __init__(self):
-        self.digests = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        digest = hashlib.sha256()
-        for parameter in model.parameters():
-            if parameter.grad is not None:  # else below an adapter
-                digest.update(parameter.grad.float().numpy().tobytes())
-        self.digests.append(digest.hexdigest())
-
-
-class Records(TrainerCallback):
-    """Every generation batch's record, in order."""
-
-    def __init__(self):
-        self.records = []
-
-    def on_step_end(self, args, state, control, **kwargs):
-        record = self.trainer.success_rate_callback.last_record
-        if record is not None and (not self.records or self.records[-1] is not record):
-            self.records.append(record)
-
-
-def train(trainer_class, model, args, *, rewards=tiny.digit_reward, dataset=None, resume=None, **kwargs):
-    """Train, and return the trainer with `.gradients` and `.records` of the run."""
-    gradients, records = Gradients(), Records()
-    is_knapsack = issubclass(trainer_class, KnapsackGRPOTrainer)
-    trainer = trainer_class(
-        model=model,
-        reward_funcs=rewards,
-        args=args,
-        train_dataset=tiny.prompts() if dataset is None else dataset,
-        callbacks=[gradients, *([records] if is_knapsack else [])],
-        **kwargs,
-    )
-    records.trainer = trainer
-    trainer.train(resume_from_checkpoint=resume)
-    trainer.gradients, trainer.records = gradients.digests, records.records
-    return trainer
-
-
-def own_logs(trainer):
-    """What TRL logs, without what only a clock decides."""
-    clock = {"step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
-    return [
-        {k: v for k, v in entry.items() if not k.startswith("knapsack/") and k not in clock}
-        for entry in trainer.state.log_history
-    ]
-
-
-def assert_same_run(ours, theirs):
-    assert ours.state.global_step == theirs.state.global_step >= 10
-    assert len(set(theirs.gradients)) == len(theirs.gradients)
-    assert ours.gradients == theirs.gradients
-    assert own_logs(ours) == own_logs(theirs)
-    for (name, a), (_, b) in zip(ours.model.named_parameters(), theirs.model.named_parameters(), strict=True):
-        assert torch.equal(a, b), name
+from trl_knapsack.training.seams import check_seams, check_unsloth
 
 
 # ----------------------------------------------------------------------------------- parity with TRL, bit for bit
@@ -464,9 +388,6 @@ def test_batches_without_any_reward(model, tmp_path):
 # -------------------------------------------------------------------------------------------------- stop and resume
 
 
-WINDOW = dict(per_device_train_batch_size=8, gradient_accumulation_steps=1, steps_per_generation=4)
-
-
 @pytest.mark.parametrize(
     ("stop", "changes", "trl_goes_on_exactly"),
     [
@@ -660,3 +581,66 @@ def test_a_trl_with_other_advantages_is_refused(model, tmp_path, monkeypatch):
     monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", changed)
     with pytest.raises(RuntimeError, match="computes other advantages"):
         train(KnapsackGRPOTrainer, model, KnapsackGRPOConfig(**options(tmp_path)))
+
+
+@pytest.mark.parametrize("missing", ["reward_weights", "_buffered_inputs", "shuffle_dataset"])
+def test_a_trl_without_an_attribute_is_refused(model, tmp_path, monkeypatch, missing):
+    theirs = GRPOTrainer.__init__
+
+    def renamed(self, *args, **kwargs):
+        theirs(self, *args, **kwargs)
+        delattr(self, missing)
+
+    monkeypatch.setattr(GRPOTrainer, "__init__", renamed)
+    with pytest.raises(ImportError, match=rf"has no KnapsackGRPOTrainer.{missing}, which .*install a TRL that works"):
+        train(KnapsackGRPOTrainer, model, KnapsackGRPOConfig(**options(tmp_path)))
+
+
+def test_a_sampler_without_a_field_is_refused(model, tmp_path, monkeypatch):
+    theirs = RepeatSampler.__init__
+
+    def renamed(self, *args, **kwargs):
+        theirs(self, *args, **kwargs)
+        del self.num_samples
+
+    monkeypatch.setattr(RepeatSampler, "__init__", renamed)
+    with pytest.raises(ImportError, match=r"has no RepeatSampler.num_samples, which trl_knapsack reads"):
+        train(KnapsackGRPOTrainer, model, KnapsackGRPOConfig(**options(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "refused"),
+    [
+        ("UNSLOTH_GRPO_ZERO_VARIANCE_EXCLUDE", "1", True),
+        ("UNSLOTH_GRPO_ZERO_VARIANCE_EXCLUDE", "0", False),
+        ("UNSLOTH_GRPO_LOSS_AGGREGATION", "prompt", True),
+        ("UNSLOTH_GRPO_LOSS_AGGREGATION", "token", False),
+    ],
+)
+def test_unsloth_with_groups_of_equal_size_is_refused(monkeypatch, name, value, refused):
+    monkeypatch.setenv(name, value)
+    check_unsloth(KnapsackGRPOTrainer)  # not imported, so its options mean nothing
+    monkeypatch.setitem(sys.modules, "unsloth", types.ModuleType("unsloth"))
+    with pytest.raises(ImportError, match=f"{name}={value} makes Unsloth") if refused else nullcontext():
+        check_unsloth(KnapsackGRPOTrainer)
+
+
+def test_unsloth_imported_too_late_is_refused(model, tmp_path, monkeypatch):
+    """It replaces `trl.GRPOTrainer`, and whoever has imported it before keeps TRL's."""
+    monkeypatch.setitem(sys.modules, "unsloth", types.ModuleType("unsloth"))
+    monkeypatch.setattr(trl, "GRPOTrainer", type("UnslothGRPOTrainer", (GRPOTrainer,), {}))
+    with pytest.raises(ImportError, match="put `import unsloth` before `import trl_knapsack`"):
+        train(KnapsackGRPOTrainer, model, KnapsackGRPOConfig(**options(tmp_path)))
+
+
+def test_the_arguments_are_trls_and_two_more():
+    """As an editor reads them from the source, and as `help` shows them."""
+    theirs = list(inspect.signature(GRPOTrainer.__init__).parameters)
+    assert list(inspect.signature(KnapsackGRPOTrainer).parameters) == [*theirs[1:], "allocation_rule", "success_func"]
+    source = ast.parse(Path(inspect.getfile(KnapsackGRPOTrainer)).read_text())
+    (written,) = (
+        [argument.arg for argument in [*node.args.args, *node.args.kwonlyargs]]
+        for node in ast.walk(source)
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__" and len(node.args.args) > 5
+    )
+    assert written == [*theirs, "allocation_rule", "success_func"]

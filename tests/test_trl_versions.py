@@ -10,7 +10,7 @@ import pytest
 import trl
 from packaging.requirements import Requirement
 
-from trl_knapsack.training.trainer import OLDEST_TRL, WORKING_TRL
+from trl_knapsack.training.seams import OLDEST_TRL, WORKING_TRL
 
 
 ROOT = Path(__file__).parent.parent
@@ -47,5 +47,5 @@ def test_an_older_trl_is_refused(tmp_path):
         text=True,
         timeout=300,
     )
-    sentence = f"ImportError: trl 1.5.1 is too old for trl_knapsack; install a TRL that works: {WORKING_TRL}."
+    sentence = f"trl_knapsack.errors.MissingDependencyError: trl 1.5.1 is too old for trl_knapsack; install a TRL that works: {WORKING_TRL}."
     assert done.stderr.strip().splitlines()[-1] == sentence

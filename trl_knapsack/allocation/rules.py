@@ -184,3 +184,19 @@ def get_rule(name: str) -> AllocationRule:
     if name not in _RULES:
         raise ValueError(f"allocation {name!r} is not known; choose one of {', '.join(map(repr, RULES))}.")
     return _RULES[name]
+
+
+# TEMPORARY
+def check_rule(rule):
+    return rule
+
+
+def checked_allocation(rule, evidence, budget, low, high):
+    allocation = rule(evidence, budget, low, high)
+    counts, prompts = allocation.counts, len(evidence.alpha)
+    if counts.shape != (prompts,) or counts.sum() != budget or not ((low <= counts) & (counts <= high)).all():
+        raise ValueError(
+            f"The allocation policy {rule!r} returned the counts {counts}, but it must give each "
+            f"of {prompts} prompts {low} to {high} generations, {budget} in all."
+        )
+    return allocation

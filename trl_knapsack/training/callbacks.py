@@ -7,7 +7,6 @@ import numpy as np
 from accelerate.logging import get_logger
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..reporting.plots import PLOTS, require_matplotlib, to_image
 from ..tracking.history import HISTORY_FILE, HistoryWriter, RolloutHistory
@@ -51,22 +50,27 @@ class SuccessRateCallback(TrainerCallback):
                 self._before_search = self.tracker.state_dict()
             self.tracker.load_state_dict(self._before_search)  # another trial's model is not this one's
         self._history = None
+        self._pending.clear()  # of a run that was interrupted within a step
         if state.is_world_process_zero:
             self._history = HistoryWriter(os.path.join(self.run_folder(), HISTORY_FILE))
             self._write(lambda history: history.begin(state.global_step))
 
     def record(self, record: RolloutRecord) -> None:
-        """Take note of a generation batch; the tracker learns of it at the end of the step that it was generated in."""
+        """Take note of a generation batch; the tracker learns of it at the end of the step, or before the next batch."""
         self.last_record = record
         self._pending.append(record)
 
-    def on_substep_end(self, args, state, control, **kwargs):
-        self._learn(state.global_step + 1, state)
-
     def on_step_end(self, args, state, control, **kwargs):
-        self._learn(state.global_step, state)
+        self.learn(state.global_step, state.epoch)
 
-    def _learn(self, step: int, state) -> None:
+    def learn(self, step: int, epoch: float | None) -> None:
+        """
+        Let the tracker learn of the batches that it has not heard of yet, and write them down.
+
+        Args:
+            step (`int`): Optimizer step that they belong to, from 1.
+            epoch (`float`, *optional*): Passes over the dataset.
+        """
         for record in self._pending:
             self.tracker.observe(
                 record.keys,
@@ -76,9 +80,7 @@ class SuccessRateCallback(TrainerCallback):
                 tokens=record.tokens,
             )
         for record in self._pending:
-            self._write(
-                lambda history, record=record: history.append(record, step, state.epoch or 0.0, self.allocation)
-            )
+            self._write(lambda history, record=record: history.append(record, step, epoch or 0.0, self.allocation))
         self._pending.clear()
 
     def _write(self, write: Callable[[HistoryWriter], None]) -> None:
@@ -91,15 +93,22 @@ class SuccessRateCallback(TrainerCallback):
             logger.warning(f"No more generation batches are recorded, training goes on: {error}")
             self._history = None
 
-    def on_save(self, args, state, control, **kwargs):
-        if args.should_save:
-            checkpoint = os.path.join(self.run_folder(), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
-            self.tracker.save(os.path.join(checkpoint, STATE_FILE))
-
     def on_train_end(self, args, state, control, **kwargs):
         if args.should_save:  # for the next run, also where no checkpoints are kept
-            os.makedirs(self.run_folder(), exist_ok=True)
-            self.tracker.save(os.path.join(self.run_folder(), STATE_FILE))
+            try:
+                self.save(self.run_folder())
+            except OSError as error:  # a full disk, say: the model is trained, and `train` shall return
+                logger.error(f"The success rates are not saved in {self.run_folder()}: {error}")
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """
+        Write the success rates into a folder, which is made if there is none.
+
+        Raises:
+            `OSError`: if that is not possible.
+        """
+        os.makedirs(folder, exist_ok=True)
+        self.tracker.save(os.path.join(folder, STATE_FILE))
 
     def load(self, path: str | os.PathLike) -> None:
         """

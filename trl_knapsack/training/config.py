@@ -6,6 +6,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from trl import GRPOConfig
 
 from ..allocation.rules import RULES
+from ..errors import InvalidInputError
 from ..hub.config_file import is_personal
 from ..hub.configs import HubConfig
 from ..tracking.tracker import SuccessRateTracker
@@ -152,28 +153,30 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
 
     def _check_knapsack_options(self) -> None:
         if self.allocation not in RULES:
-            raise ValueError(f"allocation {self.allocation!r} must be one of {', '.join(map(repr, RULES))}.")
+            raise InvalidInputError(f"allocation {self.allocation!r} must be one of {', '.join(map(repr, RULES))}.")
         if self.min_generations < 2:
-            raise ValueError(
+            raise InvalidInputError(
                 f"min_generations ({self.min_generations}) must be at least 2, because a group of one has no advantage."
             )
         if self.min_generations > self.num_generations:
-            raise ValueError(
+            raise InvalidInputError(
                 f"min_generations ({self.min_generations}) must be at most num_generations ({self.num_generations}), "
                 "the mean; lower it or raise num_generations."
             )
         if self.max_generations < self.num_generations:
-            raise ValueError(
+            raise InvalidInputError(
                 f"max_generations ({self.max_generations}) must be at least num_generations ({self.num_generations}), "
                 "the mean; raise it or lower num_generations."
             )
         if not 0 <= self.group_weight_power <= 1:
-            raise ValueError(
+            raise InvalidInputError(
                 f"group_weight_power ({self.group_weight_power}) must lie between 0, every prompt weighs the same, and 1, "
                 "every rollout does."
             )
         if not -float("inf") < self.success_threshold < float("inf"):
-            raise ValueError(f"success_threshold ({self.success_threshold}) must be a finite reward, for example 0.5.")
+            raise InvalidInputError(
+                f"success_threshold ({self.success_threshold}) must be a finite reward, for example 0.5."
+            )
         if self.plot_steps < 0:
-            raise ValueError(f"plot_steps ({self.plot_steps}) must not be negative; set 0 for no plots.")
+            raise InvalidInputError(f"plot_steps ({self.plot_steps}) must not be negative; set 0 for no plots.")
         SuccessRateTracker(self.success_prior, self.success_decay)  # says what is wrong with either

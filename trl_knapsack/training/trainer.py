@@ -3,57 +3,66 @@
 import copy
 import inspect
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import trl
 from accelerate.logging import get_logger
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
-from packaging.version import Version
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, get_config_model_id
 
-from ..allocation.allocator import Allocation
-from ..allocation.evidence import Evidence
-from ..allocation.rules import AllocationRule, get_rule
+from ..allocation import AllocationRule, get_rule
+from ..allocation.rules import check_rule
+from ..errors import InvalidInputError
 from ..hub.cards import complete_model_card
 from ..hub.states import SuccessStateInfo, find_success_state
 from ..tracking.keys import prompt_key
 from ..tracking.records import RolloutRecord
 from ..tracking.tracker import SuccessRateTracker
-from .advantages import group_advantages, weighted_rewards
+from .advantages import GroupAdvantages, group_advantages, weighted_rewards
 from .callbacks import PlotCallback, SuccessRateCallback
+from .checkpoints import (
+    OtherSettings,
+    ResumableRepeatSampler,
+    StepBoundary,
+    load_window,
+    newest_whole_checkpoint,
+    save_window,
+    state_digest,
+    what_is_torn,
+    window_path,
+)
+from .checks import check_server_seed, check_success_rule, check_train_dataset
 from .config import KnapsackGRPOConfig
-from .plan import RolloutPlan, plan_rollouts
+from .decision import Decision, decide
+from .folder_lock import RunFolderLock
 from .ranks import RankAgreement, all_ranks_or_none
-from .resume import ResumableRepeatSampler, load_window, save_window, state_digest, window_path
+from .seams import ATTRIBUTES, WORKING_TRL, check_attributes, check_seams, check_unsloth
+
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict, IterableDatasetDict
+    from peft import PeftConfig, PeftModel
+    from transformers import (
+        BitsAndBytesConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        ProcessorMixin,
+        TrainerCallback,
+    )
+    from trl.trainer.grpo_trainer import EnvironmentFactory, RewardFunc, RolloutFunc
 
 
 logger = get_logger(__name__)
 
 # Rewards by the name of their function, each (R,) -> success of each rollout, (R,)
 SuccessFunc = Callable[[dict[str, np.ndarray]], np.ndarray]
-
-OLDEST_TRL = "1.6"  # before it, TRL computed other advantages
-WORKING_TRL = f"trl>={OLDEST_TRL},<1.17"
-
-# What is overridden, and the parameters relied upon.
-_SEAMS = {
-    "_generate_and_score_completions": ("inputs",),
-    "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
-    "_generate": ("prompts",),
-    "_get_train_sampler": ("dataset",),
-    "_save_checkpoint": ("model", "trial"),
-    "_load_optimizer_and_scheduler": ("checkpoint",),
-    "_set_signature_columns_if_needed": (),
-    "log": ("logs", "start_time"),
-}
 
 # The options that decide which rollouts a run does, hence must not differ from rank to rank.
 _SHARED_OPTIONS = [
@@ -118,71 +127,129 @@ class KnapsackGRPOTrainer(GRPOTrainer):
 }""",
     }
 
-    def __init__(
-        self,
-        model,
-        reward_funcs=None,
-        args=None,
-        train_dataset=None,
-        *others,
-        allocation_rule: AllocationRule | None = None,
-        success_func: SuccessFunc | None = None,
-        **kwargs,
-    ):
-        check_seams(GRPOTrainer)
-        if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = KnapsackGRPOConfig(f"{name.split('/')[-1]}-Knapsack-GRPO")
-        elif not isinstance(args, KnapsackGRPOConfig):
-            args = KnapsackGRPOConfig.from_grpo_config(args)
-        _check_train_dataset(train_dataset, args, has_environment=kwargs.get("environment_factory") is not None)
-        if train_dataset is not None and (allocation_rule is not None or args.allocation != "uniform"):
-            _check_seed(args)
-        super().__init__(model, reward_funcs, args, train_dataset, *others, **kwargs)
+    # Set here as well as in `__init__`, for subclasses and tests that build a trainer without it.
+    _prompts_are_known = False
+    _decision: Decision | None = None  # on the generation batch under way, None outside of training
+    _rewards_per_func: torch.Tensor | None = None  # its rewards over all ranks, (R, F)
+    _advantages_checked = False
 
-        self.allocation_rule = allocation_rule or get_rule(args.allocation)
-        self.success_func = success_func
-        self.success_tracker = SuccessRateTracker(args.success_prior, args.success_decay)
-        name = args.allocation
-        if allocation_rule is not None:  # a function has a name of its own
-            name = getattr(allocation_rule, "__name__", type(allocation_rule).__name__)
-        self.success_rate_callback = SuccessRateCallback(self.success_tracker, self._run_folder, name)
-        self.add_callback(self.success_rate_callback)
-        if args.plot_steps > 0:
-            self.add_callback(PlotCallback(args.plot_steps, self._run_folder, lambda: self.callback_handler.callbacks))
-        self._check_success_rule()
-        self.add_callback(RankAgreement(self._shared_by_ranks))
-        with all_ranks_or_none():
-            if args.success_state_path is not None:
-                path, info = find_success_state(args.success_state_path)
-                self.success_rate_callback.load(path)
-                self._warn_of_foreign_state(info)
-        # Without a dataset the environment owns the prompts, and all rows look alike: nothing to allocate.
-        self._prompts_are_known = train_dataset is not None
+    if TYPE_CHECKING:  # what editors and type checkers see; a test compares it with TRL's
 
-        self._plan: RolloutPlan | None = None  # of the generation batch under way, None outside of training
-        self._rewards_per_func: torch.Tensor | None = None  # its rewards over all ranks, (R, F)
-        self._advantages_checked = False
+        def __init__(
+            self,
+            model: "str | PreTrainedModel | PeftModel",
+            reward_funcs: "RewardFunc | list[RewardFunc] | None" = None,
+            args: GRPOConfig | None = None,
+            train_dataset: Dataset | IterableDataset | None = None,
+            eval_dataset: "Dataset | IterableDataset | DatasetDict | IterableDatasetDict | dict[str, Dataset | IterableDataset] | None" = None,
+            processing_class: "PreTrainedTokenizerBase | ProcessorMixin | None" = None,
+            reward_processing_classes: "PreTrainedTokenizerBase | list[PreTrainedTokenizerBase] | None" = None,
+            callbacks: "list[TrainerCallback] | None" = None,
+            optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+            quantization_config: "BitsAndBytesConfig | None" = None,
+            peft_config: "PeftConfig | None" = None,
+            tools: list[Callable] | None = None,
+            rollout_func: "RolloutFunc | None" = None,
+            environment_factory: "EnvironmentFactory | dict[str, EnvironmentFactory] | None" = None,
+            *,
+            allocation_rule: AllocationRule | None = None,
+            success_func: SuccessFunc | None = None,
+        ) -> None: ...
+
+    else:
+
+        def __init__(
+            self,
+            model,
+            reward_funcs=None,
+            args=None,
+            train_dataset=None,
+            *others,
+            allocation_rule=None,
+            success_func=None,
+            **kwargs,
+        ):
+            check_seams(GRPOTrainer)
+            check_unsloth(type(self))
+            if args is None:
+                name = model if isinstance(model, str) else get_config_model_id(model.config)
+                args = KnapsackGRPOConfig(f"{name.split('/')[-1]}-Knapsack-GRPO")
+            elif not isinstance(args, KnapsackGRPOConfig):
+                args = KnapsackGRPOConfig.from_grpo_config(args)
+            rule = get_rule(args.allocation) if allocation_rule is None else check_rule(allocation_rule)
+            has_environment = kwargs.get("environment_factory") is not None
+            check_train_dataset(train_dataset, args, has_environment)
+            if train_dataset is not None and (allocation_rule is not None or args.allocation != "uniform"):
+                check_server_seed(args)
+            super().__init__(model, reward_funcs, args, train_dataset, *others, **kwargs)
+            check_attributes(self, ATTRIBUTES)
+            check_success_rule(args, self.reward_func_names, success_func is not None)
+
+            self.allocation_rule = rule
+            self.success_func = success_func
+            self.success_tracker = SuccessRateTracker(args.success_prior, args.success_decay)
+            name = args.allocation
+            if allocation_rule is not None:  # a function has a name of its own
+                name = getattr(rule, "__name__", type(rule).__name__)
+            self._step_boundary = StepBoundary(lambda: self._step)
+            self._folder_lock = RunFolderLock(self._run_folder)  # before the next, which begins to write there
+            self.success_rate_callback = SuccessRateCallback(self.success_tracker, self._run_folder, name)
+            self.add_callback(self._step_boundary)
+            self.add_callback(self._folder_lock)
+            self.add_callback(self.success_rate_callback)
+            if args.plot_steps > 0:
+                self.add_callback(
+                    PlotCallback(args.plot_steps, self._run_folder, lambda: self.callback_handler.callbacks)
+                )
+            self.add_callback(RankAgreement(self._shared_by_ranks))
+            self._say_what_decides_success()
+            with all_ranks_or_none():
+                if args.success_state_path is not None:
+                    path, info = find_success_state(args.success_state_path)
+                    self.success_rate_callback.load(path)
+                    self._warn_of_foreign_state(info)
+            # Without a dataset the environment owns the prompts, and all rows look alike: nothing to allocate.
+            self._prompts_are_known = train_dataset is not None
 
     # ------------------------------------------------------------------------------------------ what TRL calls
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """
+        As [`~trl.GRPOTrainer.train`]. With `resume_from_checkpoint=True` a newest checkpoint that was not written to its
+        end is passed over, with a warning.
+
+        Raises:
+            `ValueError`: if the checkpoint was not written to its end, naming the newest that was.
+        """
+        try:
+            return super().train(self._whole(resume_from_checkpoint), *args, **kwargs)
+        finally:
+            self._folder_lock.release()
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if not self.model.training or not self._prompts_are_known:
             return super()._generate_and_score_completions(inputs)
 
+        self.success_rate_callback.learn(self.state.global_step + 1, self.state.epoch)
         prompts = self._gather_prompts(inputs)  # (P,) rows, one per prompt
-        keys = tuple(prompt_key(prompt, self.args.prompt_id_column) for prompt in prompts)
-        evidence = self.success_tracker.evidence(keys)
-        allocation, self._plan, solver_seconds = self._decide(evidence, len(inputs) * self.accelerator.num_processes)
-
+        evidence = self.success_tracker.evidence([prompt_key(row, self.args.prompt_id_column) for row in prompts])
+        self._decision = decide(
+            self.allocation_rule,
+            evidence,
+            len(inputs) * self.accelerator.num_processes,
+            self.args.min_generations,
+            self.args.max_generations,
+            self.accelerator,
+        )
         try:
             # A copy per row, as from TRL's data loader: TRL writes the extra fields of `rollout_func` into the row,
             # and environments write into its lists.
-            rows = [copy.deepcopy(prompts[i]) for i in self._plan.rank_rows(self.accelerator.process_index)]
-            output = super()._generate_and_score_completions(rows)
-            self._learn_from(output, keys, evidence, allocation, solver_seconds)
+            rank_rows = self._decision.plan.rank_rows(self.accelerator.process_index)
+            output = super()._generate_and_score_completions([copy.deepcopy(prompts[i]) for i in rank_rows])
+            groups = self._correct_advantages(output, self._decision, self._rewards_per_func)
+            self._take_note(output, self._decision, self._rewards_per_func, groups)
         finally:
-            self._plan = self._rewards_per_func = None
+            self._decision = self._rewards_per_func = None
         return output
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
@@ -191,7 +258,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         return rewards_per_func
 
     def _generate(self, prompts):
-        if self._plan is None or (self._plan.counts == self.num_generations).all():
+        if self._decision is None or (self._decision.allocation.counts == self.num_generations).all():
             return super()._generate(prompts)
         # vLLM's server mode takes every `num_generations`-th row and asks for that many completions of it: with unequal
         # groups it would answer wrongly without an error. So while rows are generated, each asks for its own.
@@ -214,15 +281,29 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         return sampler
 
     def _save_checkpoint(self, model, trial):
+        # Before transformers' own files: its last act is to delete an older checkpoint, and until `trainer_state.json`
+        # is there, this one does not count.
+        folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self._step_boundary.update(self.state.global_step):  # transformers' callback on SIGTERM comes before ours
+            self.success_rate_callback.learn(self.state.global_step, self.state.epoch)
+        with all_ranks_or_none():  # no rank goes on to delete before every rank has written
+            os.makedirs(folder, exist_ok=True)
+            if self.args.should_save:
+                self.success_rate_callback.save(folder)
+            if not self.args.save_only_model:  # else nobody can resume from it
+                self._save_window(folder)
         super()._save_checkpoint(model, trial)
-        under_way = self._step % (self.args.steps_per_generation * self.num_iterations) != 0
-        folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        save_window(
-            window_path(os.path.join(self._get_output_dir(trial=trial), folder), self.accelerator.process_index),
-            self._step,
-            self._buffered_inputs if under_way else [],
-            self._window_settings(),
-        )
+
+    def _save_window(self, folder: str) -> None:
+        per_window = self.args.steps_per_generation * self.num_iterations
+        step, batches = self._step, self._buffered_inputs if self._step % per_window != 0 else []
+        if self._step_boundary.step != step:
+            # Within a step, whose beginning the resumed run goes back to: with its window if that began before it.
+            step = self._step_boundary.step
+            is_same_window = step % per_window != 0 and (self._step - 1) // per_window == step // per_window
+            batches = self._buffered_inputs if is_same_window else []
+        path = window_path(folder, self.accelerator.process_index)
+        save_window(path, step, batches, self._window_settings())
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -236,22 +317,69 @@ class KnapsackGRPOTrainer(GRPOTrainer):
                 "going on within it; train_dataset.repeat(None) has no end, and a run on it goes on exactly."
             )
         # TRL counts its steps from 0 again, and generates the window under way once more.
-        path, window = window_path(checkpoint, self.accelerator.process_index), None
+        path, window, why = window_path(checkpoint, self.accelerator.process_index), None, None
         with all_ranks_or_none():
             if self.args.resume_success_state:
                 self.success_rate_callback.load(checkpoint)
-            if os.path.isfile(path):
-                window = load_window(path, self._window_settings(), self.accelerator.device)
+            try:
+                if os.path.isfile(path):
+                    window = load_window(path, self._window_settings(), self.accelerator.device)
+                else:
+                    why = f"it has no {os.path.basename(path)}, as one with save_only_model or of another trainer"
+            except OtherSettings as settings:
+                why = f"it was saved with other settings: {settings}"
         if len(set(gather_object([window and window[0]]))) > 1:
-            window = None  # one rank can't go on with its rollouts, so none does
+            # One rank can't go on with its rollouts, so none does.
+            window, why = None, why or "the windows of its ranks do not belong together"
         if window is None:
             logger.warning(
-                f"{checkpoint} was not saved with the settings {self._window_settings()}: the rollouts under way, if "
-                "any, are generated again, so the run does not go on exactly as it would have."
+                f"The rollouts under way in {checkpoint}, if any, are generated again, so the run does not go on exactly "
+                f"as it would have: {why}."
             )
         else:
             self._step, batches = window
             self._buffered_inputs = batches or None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        # TRL logs means over the logging steps; the largest budget of several batches is not a mean.
+        metrics = self._metrics["train"]
+        for name, extreme in (("knapsack/generations/min", min), ("knapsack/generations/max", max)):
+            if metrics.get(name):
+                metrics[name] = [extreme(metrics[name])]
+        super().log(logs, start_time)
+
+    def create_model_card(self, *args, **kwargs):
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            complete_model_card(self)
+
+    # ---------------------------------------------------------------------------------------------- our steps
+
+    def _whole(self, resume_from_checkpoint: str | bool | None) -> str | bool | None:
+        """The checkpoint to resume from, if it was written to its end; of `True`, the newest such."""
+        if not resume_from_checkpoint:
+            return resume_from_checkpoint
+        if resume_from_checkpoint is True:
+            newest = get_last_checkpoint(self.args.output_dir) if os.path.isdir(self.args.output_dir) else None
+        else:
+            newest = resume_from_checkpoint
+        if newest is None or not os.path.isdir(newest):
+            return resume_from_checkpoint  # transformers says what is wrong
+        torn = what_is_torn(newest)
+        if torn is None:
+            return newest
+        whole = newest_whole_checkpoint(os.path.dirname(os.path.normpath(newest)))
+        said = f"{newest} was not written to its end ({torn})"
+        if whole is None:
+            raise InvalidInputError(f"{said}, and there is no other checkpoint beside it; begin anew.")
+        if resume_from_checkpoint is True:
+            logger.warning(f"{said}; the run goes on from {whole}.")
+            return str(whole)
+        raise InvalidInputError(f"{said}; resume from {whole}, the newest that was.")
+
+    def _run_folder(self) -> str:
+        """Where the run under way keeps its checkpoints: `output_dir`, or a trial's folder in it."""
+        return self._get_output_dir(trial=self._trial)
 
     def _window_settings(self) -> dict[str, int]:
         """What a resumed run must share with the one that stopped, to go on with its rollouts."""
@@ -279,25 +407,6 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         shared["The digest of the success rates"] = state_digest(self.success_tracker.state_dict())
         return shared
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        # TRL logs means over the logging steps; the largest budget of several batches is not a mean.
-        metrics = self._metrics["train"]
-        for name, extreme in (("knapsack/generations/min", min), ("knapsack/generations/max", max)):
-            if metrics.get(name):
-                metrics[name] = [extreme(metrics[name])]
-        super().log(logs, start_time)
-
-    def create_model_card(self, *args, **kwargs):
-        super().create_model_card(*args, **kwargs)
-        if self.is_world_process_zero():
-            complete_model_card(self)
-
-    # ---------------------------------------------------------------------------------------------- our steps
-
-    def _run_folder(self) -> str:
-        """Where the run under way keeps its checkpoints: `output_dir`, or a trial's folder in it."""
-        return self._get_output_dir(trial=self._trial)
-
     def _gather_prompts(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """One row per prompt of the generation batch, in the sampler's order, on every rank."""
         start = self.accelerator.process_index * len(inputs)
@@ -312,54 +421,24 @@ class KnapsackGRPOTrainer(GRPOTrainer):
                 )
         return gather_object(firsts)  # only one copy of each prompt travels: images are heavy
 
-    def _decide(self, evidence: Evidence, budget: int) -> tuple[Allocation, RolloutPlan, float]:
-        """Rank 0 decides, and all ranks use its decision; what fails there fails everywhere, so that no rank waits."""
-        decision: list[Any] = [None]
-        if self.accelerator.is_main_process:
-            try:
-                started = time.perf_counter()
-                allocation = self._allocate(evidence, budget)
-                seconds = time.perf_counter() - started
-                plan = plan_rollouts(allocation.counts, self.accelerator.num_processes, evidence.mean_length)
-                decision = [(allocation, plan, seconds)]
-            except Exception as error:
-                decision = [error]
-        decision = broadcast_object_list(decision)
-        if isinstance(decision[0], Exception):
-            raise decision[0]
-        return decision[0]
-
-    def _allocate(self, evidence: Evidence, budget: int) -> Allocation:
-        low, high = self.args.min_generations, self.args.max_generations
-        allocation = self.allocation_rule(evidence, budget, low, high)
-        counts, prompts = allocation.counts, len(evidence.alpha)
-        if counts.shape != (prompts,) or counts.sum() != budget or not ((low <= counts) & (counts <= high)).all():
-            raise ValueError(
-                f"The allocation policy {self.allocation_rule!r} returned the counts {counts}, but it must give each "
-                f"of {prompts} prompts {low} to {high} generations, {budget} in all."
-            )
-        return allocation
-
-    def _group_weights(self, evidence: Evidence, allocation: Allocation) -> np.ndarray:
+    def _group_weights(self, counts: np.ndarray) -> np.ndarray:
         """Factor on the advantages of each prompt's group, `(P,)`; the mean over rollouts is 1."""
-        counts = allocation.counts
         if (counts == counts[0]).all():
             return np.ones(len(counts))
         weights = counts ** (self.args.group_weight_power - 1.0)
         return weights * (counts.sum() / (counts * weights).sum())
 
-    def _learn_from(self, output: dict[str, Any], keys, evidence, allocation, solver_seconds) -> None:
-        """Put right what TRL computed for equal groups, and take note of what came of this generation batch."""
-        plan, rewards_per_func = self._plan, self._rewards_per_func
+    def _correct_advantages(
+        self, output: dict[str, Any], decision: Decision, rewards_per_func: torch.Tensor
+    ) -> GroupAdvantages:
+        """Put right, in place, what TRL computed for equal groups, and return what it should have been."""
         options = (self.reward_weights, self.scale_rewards, self.multi_objective_aggregation)
-        device = self.accelerator.device
-        rank_rows = slice(
-            self.accelerator.process_index * len(output["advantages"]),
-            (self.accelerator.process_index + 1) * len(output["advantages"]),
-        )
+        rows = len(output["advantages"])
+        start = self.accelerator.process_index * rows
+        rank_rows = slice(start, start + rows)
 
         if not self._advantages_checked:
-            equal = torch.arange(len(keys)).repeat_interleave(self.num_generations)
+            equal = torch.arange(len(decision.evidence)).repeat_interleave(self.num_generations)
             ours = group_advantages(rewards_per_func, equal, *options).advantages[rank_rows]
             # Equal bits on a CPU, as the tests prove; a GPU may add in another order.
             if not torch.allclose(ours, output["advantages"], rtol=1e-3, atol=1e-5):
@@ -369,30 +448,41 @@ class KnapsackGRPOTrainer(GRPOTrainer):
                 )
             self._advantages_checked = True
 
-        row_prompt = torch.from_numpy(plan.row_prompt)
+        row_prompt = torch.from_numpy(decision.plan.row_prompt)  # (R,)
         groups = group_advantages(rewards_per_func, row_prompt, *options)
-        advantages = groups.advantages
-        weights = self._group_weights(evidence, allocation)
+        advantages = groups.advantages  # (R,)
+        weights = self._group_weights(decision.allocation.counts)  # (P,)
         if (weights != 1).any():
             # Every loss of TRL is linear in the size of the advantage, so this weighs the group in any of them.
-            advantages = advantages * torch.from_numpy(weights).to(advantages)[row_prompt.to(device)]
+            by_prompt = torch.from_numpy(weights).to(advantages)
+            advantages = advantages * by_prompt[row_prompt.to(self.accelerator.device)]
         output["advantages"] = advantages[rank_rows]
         self._metrics["train"]["frac_reward_zero_std"][-1] = groups.zero_std.float().mean().item()
         logged = self._logs["advantages"]
-        for _ in range(len(plan.row_prompt)):
+        for _ in range(len(advantages)):
             logged.pop()
         logged.extend(advantages.tolist())
+        return groups
 
+    def _take_note(
+        self,
+        output: dict[str, Any],
+        decision: Decision,
+        rewards_per_func: torch.Tensor,
+        groups: GroupAdvantages,
+    ) -> None:
+        """Write down what came of the generation batch, for the metrics, the tracker and the history."""
+        plan = decision.plan
         lengths = output["completion_mask"].sum(dim=1)
         # `mask_truncated_completions` empties the mask of the longest ones
         lengths = torch.where(lengths > 0, lengths, output["completion_mask"].size(1))
-        tokens = self.accelerator.gather(lengths.to(device)).cpu().numpy()  # (R,)
+        tokens = self.accelerator.gather(lengths.to(self.accelerator.device)).cpu().numpy()  # (R,)
         success = self._success(rewards_per_func).cpu().numpy()  # (R,)
         record = RolloutRecord(
-            keys=keys,
-            evidence=evidence,
-            allocation=allocation,
-            solver_seconds=solver_seconds,
+            keys=decision.evidence.keys,
+            evidence=decision.evidence,
+            allocation=decision.allocation,
+            solver_seconds=decision.seconds,
             successes=plan.per_prompt(np.nan_to_num(success, nan=0.0)),
             trials=plan.per_prompt(~np.isnan(success)),
             tokens=plan.per_prompt(tokens),
@@ -422,13 +512,9 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             reward = rewards_per_func[:, self.reward_func_names.index(self.args.success_reward_func)]
         return (reward >= self.args.success_threshold).float().masked_fill(torch.isnan(reward), torch.nan)
 
-    def _check_success_rule(self) -> None:
-        name, names = self.args.success_reward_func, self.reward_func_names
-        if name is not None and self.success_func is not None:
-            raise ValueError(f"Both success_func and success_reward_func ({name!r}) decide success; give one of them.")
-        if name is not None and name not in names:
-            raise ValueError(f"success_reward_func {name!r} must be one of the reward functions: {', '.join(names)}.")
-        if name is None and self.success_func is None and len(names) > 1:
+    def _say_what_decides_success(self) -> None:
+        names = self.reward_func_names
+        if len(names) > 1 and self.args.success_reward_func is None and self.success_func is None:
             logger.warning(
                 f"The weighted sum of {', '.join(names)} decides success: at least {self.args.success_threshold} "
                 "(success_threshold). Name the function for correctness with success_reward_func to let it decide alone."
@@ -452,55 +538,12 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             )
 
 
-def check_seams(trainer_class: type) -> None:
-    """
-    Refuse a TRL that is too old, or whose trainer lacks what [`KnapsackGRPOTrainer`] overrides.
-
-    Raises:
-        `ImportError`: naming the version or the missing seam, and the versions that work.
-    """
-    if Version(trl.__version__) < Version(OLDEST_TRL):
-        raise ImportError(
-            f"trl {trl.__version__} is too old for trl_knapsack; install a TRL that works: {WORKING_TRL}."
-        )
-    for method, parameters in _SEAMS.items():
-        present = inspect.signature(getattr(trainer_class, method, lambda: None)).parameters
-        if not hasattr(trainer_class, method) or not set(parameters) <= set(present):
-            raise ImportError(
-                f"trl {trl.__version__} has no {trainer_class.__name__}.{method}({', '.join(parameters)}), which "
-                f"trl_knapsack overrides; install a TRL that works: {WORKING_TRL}."
-            )
+def _trl_signature() -> inspect.Signature:
+    """TRL's arguments and ours, which `help(KnapsackGRPOTrainer)` and a notebook show."""
+    theirs = list(inspect.signature(GRPOTrainer.__init__).parameters.values())
+    ours = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in _OWN_ARGUMENTS]
+    return inspect.Signature([*theirs, *ours])
 
 
-def _check_train_dataset(dataset: Any, args: KnapsackGRPOConfig, has_environment: bool) -> None:
-    """Say what is wrong with a dataset before the model is loaded; what TRL itself checks is left to it."""
-    columns = getattr(dataset, "column_names", None)  # None for a stream that does not know
-    if columns is not None:
-        if "prompt" not in columns and not has_environment:
-            raise ValueError(
-                f"train_dataset has no column 'prompt', only {columns}; rename the one that holds prompts."
-            )
-        if args.prompt_id_column is not None and args.prompt_id_column not in columns:
-            raise ValueError(
-                f"prompt_id_column {args.prompt_id_column!r} is not a column of train_dataset, which has {columns}; "
-                "name one of those, or leave it unset to key prompts by content."
-            )
-    if hasattr(dataset, "__len__"):
-        needed = args.generation_batch_size // args.num_generations
-        if len(dataset) < needed:
-            raise ValueError(
-                f"train_dataset has {len(dataset)} prompts, but one generation batch needs {needed} "
-                f"(generation_batch_size {args.generation_batch_size} / num_generations {args.num_generations}); "
-                "add prompts, or lower the batch size."
-            )
-
-
-def _check_seed(args: KnapsackGRPOConfig) -> None:
-    """With unequal groups each row is a request of its own, and a vLLM server answers equal requests equally."""
-    seed = (args.generation_kwargs or {}).get("seed")
-    if seed is not None and args.use_vllm and args.vllm_mode == "server":
-        raise ValueError(
-            f"generation_kwargs has a seed ({seed}), and vllm_mode is 'server': all completions of a prompt would be "
-            "the same, because with unequal groups each is a request of its own; remove the seed, or set "
-            "allocation='uniform'."
-        )
+_OWN_ARGUMENTS: Sequence[str] = ("allocation_rule", "success_func")
+KnapsackGRPOTrainer.__init__.__signature__ = _trl_signature()

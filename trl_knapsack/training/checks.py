@@ -1,0 +1,68 @@
+"""What is wrong with a dataset or an option, said before the model is loaded; what TRL checks is left to it."""
+
+from typing import Any
+
+from ..errors import InvalidInputError
+from .config import KnapsackGRPOConfig
+
+
+def check_train_dataset(dataset: Any, args: KnapsackGRPOConfig, has_environment: bool) -> None:
+    """
+    Refuse a dataset without prompts, without the column of ids, or with too few rows for one generation batch.
+
+    Raises:
+        `ValueError`: in one sentence.
+    """
+    columns = getattr(dataset, "column_names", None)  # None for a stream that does not know
+    if columns is not None:
+        if "prompt" not in columns and not has_environment:
+            raise InvalidInputError(
+                f"train_dataset has no column 'prompt', only {columns}; rename the one that holds prompts."
+            )
+        if args.prompt_id_column is not None and args.prompt_id_column not in columns:
+            raise InvalidInputError(
+                f"prompt_id_column {args.prompt_id_column!r} is not a column of train_dataset, which has {columns}; "
+                "name one of those, or leave it unset to key prompts by content."
+            )
+    if hasattr(dataset, "__len__"):
+        needed = args.generation_batch_size // args.num_generations
+        if len(dataset) < needed:
+            raise InvalidInputError(
+                f"train_dataset has {len(dataset)} prompts, but one generation batch needs {needed} "
+                f"(generation_batch_size {args.generation_batch_size} / num_generations {args.num_generations}); "
+                "add prompts, or lower the batch size."
+            )
+
+
+def check_server_seed(args: KnapsackGRPOConfig) -> None:
+    """
+    With unequal groups each row is a request of its own, and a vLLM server answers equal requests equally.
+
+    Raises:
+        `ValueError`: if a seed would make all completions of a prompt the same.
+    """
+    seed = (args.generation_kwargs or {}).get("seed")
+    if seed is not None and args.use_vllm and args.vllm_mode == "server":
+        raise InvalidInputError(
+            f"generation_kwargs has a seed ({seed}), and vllm_mode is 'server': all completions of a prompt would be "
+            "the same, because with unequal groups each is a request of its own; remove the seed, or set "
+            "allocation='uniform'."
+        )
+
+
+def check_success_rule(args: KnapsackGRPOConfig, reward_func_names: list[str], has_success_func: bool) -> None:
+    """
+    Refuse two rules for what counts as a success, and one that names a reward function which is not there.
+
+    Raises:
+        `ValueError`: in one sentence.
+    """
+    name = args.success_reward_func
+    if name is not None and has_success_func:
+        raise InvalidInputError(
+            f"Both success_func and success_reward_func ({name!r}) decide success; give one of them."
+        )
+    if name is not None and name not in reward_func_names:
+        raise InvalidInputError(
+            f"success_reward_func {name!r} must be one of the reward functions: {', '.join(reward_func_names)}."
+        )
