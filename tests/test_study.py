@@ -17,7 +17,7 @@ sys.path.append(str(STUDY))
 from contenders import CONTENDERS, DynamicSampling, RootShares  # noqa: E402
 from policies import success_rates  # noqa: E402
 from run import ROLLOUTS_PER_STEP, Run, execute  # noqa: E402
-from tasks import REGIMES, RULES, TASKS, is_reserved, load_problems  # noqa: E402
+from tasks import POLICIES, REGIMES, TASKS, is_reserved, load_problems  # noqa: E402
 from transformers import AutoTokenizer, Qwen2ForCausalLM  # noqa: E402
 
 
@@ -48,7 +48,7 @@ def is_solved(task, prompt, completion):
 
 
 def load_policy(task):
-    folder = RULES / task
+    folder = POLICIES / task
     model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     return model, AutoTokenizer.from_pretrained(folder)
 

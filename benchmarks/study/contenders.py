@@ -2,16 +2,18 @@
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from policies import success_rates
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import RepeatSampler, pad
 
 from trl_knapsack import KnapsackGRPOTrainer, SuccessRateTracker, allocate
-from trl_knapsack.allocation import Allocation, PaperRule, PosteriorRule, UniformRule
+from trl_knapsack.allocation import Allocation, AllocationRule, PaperRule, PosteriorRule, UniformRule
+from trl_knapsack.tracking import STATE_FILE
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Contender:
         num_generations (`int`): Mean generations of a prompt.
         budget (`float`): Rollouts per step, as a multiple of the others'.
         options (`dict`): Options of `KnapsackGRPOConfig`.
-        policy (`Callable`, *optional*): Allocation policy, else `options["allocation"]`.
+        rule (`Callable[[Policy], AllocationRule]`, *optional*):
+            Makes the rule that shares rollouts out, else `options["allocation"]`. It is shown the policy that trains.
         trainer (`type`): The trainer.
         lr_of (`str`, *optional*): The contender whose learning rate is used, for variants that are not tuned alone.
     """
@@ -33,9 +36,31 @@ class Contender:
     num_generations: int = 8
     budget: float = 1.0
     options: dict = field(default_factory=dict)
-    policy: Callable | None = None
+    rule: "Callable[[Policy], AllocationRule] | None" = None
     trainer: type[KnapsackGRPOTrainer] = KnapsackGRPOTrainer
     lr_of: str | None = None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """
+    The policy that a run trains, which its rule may look at.
+
+    Args:
+        model (`PreTrainedModel`): The model, as it is at the time.
+        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
+        problems (`dict[str, dict]`): Training problems by id.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    problems: dict[str, dict]
+
+    def success_rates(self, keys: Sequence[str]) -> np.ndarray:
+        """True success rates of problems, `(P,)`."""
+        rows = [self.problems[key] for key in keys]
+        prompts, solutions = [row["prompt"] for row in rows], [row["solutions"] for row in rows]
+        return success_rates(self.model, self.tokenizer, prompts, solutions)
 
 
 class RootShares:
@@ -67,22 +92,15 @@ class RootShares:
         return Allocation(counts, solver="root shares")
 
 
-class Oracle(KnapsackGRPOTrainer):
+class Oracle:
     """Knows every prompt's success rate under the present policy exactly."""
 
-    def _gather_prompts(self, inputs):
-        self._prompts = super()._gather_prompts(inputs)
-        return self._prompts
+    def __init__(self, policy: Policy):
+        self.policy = policy
 
-    def _allocate(self, evidence, budget):
-        rates = success_rates(
-            self.model,
-            self.processing_class,
-            [p["prompt"] for p in self._prompts],
-            [p["solutions"] for p in self._prompts],
-        )
-        low, high = self.args.min_generations, self.args.max_generations
-        return allocate(rates, budget, min_generations=low, max_generations=high)
+    def __call__(self, evidence, budget, min_generations, max_generations) -> Allocation:
+        rates = self.policy.success_rates(evidence.keys)
+        return allocate(rates, budget, min_generations=min_generations, max_generations=max_generations)
 
 
 class Warm(KnapsackGRPOTrainer):
@@ -98,23 +116,26 @@ class Warm(KnapsackGRPOTrainer):
         successes = np.random.default_rng(args.seed).binomial(self.COMPLETIONS, rates)
         tracker = SuccessRateTracker()
         tracker.observe(train_dataset["id"], successes, np.full(len(rates), self.COMPLETIONS))
-        args.success_state_path = os.path.join(args.output_dir, "before.npz")
+        args.success_state_path = os.path.join(args.output_dir, STATE_FILE)
         tracker.save(args.success_state_path)
         super().__init__(
             model=model, args=args, train_dataset=train_dataset, processing_class=processing_class, **kwargs
         )
 
 
+class EqualCounts:
+    """Equal counts, and a note of the counts that the knapsack would have given."""
+
+    def __call__(self, evidence, budget, min_generations, max_generations) -> Allocation:
+        self.wanted = PosteriorRule()(evidence, budget, min_generations, max_generations).counts
+        return UniformRule()(evidence, budget, min_generations, max_generations)
+
+
 class WeightsOnly(KnapsackGRPOTrainer):
     """Equal counts, and the loss weights that the knapsack's counts would have had: weighting without exploring."""
 
-    def _allocate(self, evidence, budget):
-        low, high = self.args.min_generations, self.args.max_generations
-        self._wanted = PosteriorRule()(evidence, budget, low, high).counts
-        return UniformRule()(evidence, budget, low, high)
-
-    def _group_weights(self, evidence, allocation):
-        return self._wanted / self._wanted.mean()
+    def _group_weights(self, counts):  # no rule can ask for weights apart from counts
+        return self.allocation_rule.wanted / self.allocation_rule.wanted.mean()
 
 
 class DynamicSampling(KnapsackGRPOTrainer):
@@ -192,12 +213,14 @@ CONTENDERS = {
         "the same, every prompt weighs the same: exploring without weighting", options={"group_weight_power": 0.0}
     ),
     "weights-only": Contender(
-        "equal counts, the knapsack's weights: weighting without exploring", trainer=WeightsOnly
+        "equal counts, the knapsack's weights: weighting without exploring",
+        rule=lambda policy: EqualCounts(),
+        trainer=WeightsOnly,
     ),
     "root-shares": Contender(
         "counts in proportion to E sqrt(p (1-p)), every prompt weighs the same",
         options={"group_weight_power": 0.0},
-        policy=RootShares(),
+        rule=lambda policy: RootShares(),
         lr_of="posterior-equal",
     ),
     "filter": Contender("fewest rollouts for prompts last at 0 or 1", options={"allocation": "filter"}),
@@ -206,9 +229,9 @@ CONTENDERS = {
     ),
     "paper": Contender("the paper's rule: last visit, fallback", options={"allocation": "paper"}),
     "paper-no-fallback": Contender(
-        "the paper's rule without its fallback", policy=PaperRule(confidence=1.0), lr_of="paper"
+        "the paper's rule without its fallback", rule=lambda policy: PaperRule(confidence=1.0), lr_of="paper"
     ),
-    "oracle": Contender("knapsack with the true rates", trainer=Oracle),
+    "oracle": Contender("knapsack with the true rates", rule=Oracle),
     "uniform-16": Contender("16 rollouts for half the prompts", num_generations=16, options=UNIFORM),
     "uniform-24": Contender(
         "24 rollouts for a third of the prompts", num_generations=24, options=UNIFORM, lr_of="uniform-16"
@@ -219,6 +242,6 @@ CONTENDERS = {
     "prior-0.5": Contender("posterior, Jeffreys' prior (0.5, 0.5)", options={"success_prior": [0.5, 0.5]}),
     "least-4": Contender("posterior, at least 4 rollouts a prompt", options={"min_generations": 4}, lr_of="posterior"),
     "mixed": Contender(
-        "posterior, value 1: chance of a mixed group", policy=PosteriorRule("mixed"), lr_of="posterior"
+        "posterior, value 1: chance of a mixed group", rule=lambda policy: PosteriorRule("mixed"), lr_of="posterior"
     ),
 }

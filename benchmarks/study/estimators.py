@@ -18,16 +18,14 @@ from dataclasses import replace
 
 import contenders
 import numpy as np
-from policies import success_rates
 from run import Run, execute
 from scipy.spatial import cKDTree
 from study import RESULTS, TUNING_TASK
 from tasks import REGIMES
 from tqdm.auto import tqdm
 
-from trl_knapsack import KnapsackGRPOTrainer, SuccessRateTracker, allocate
-from trl_knapsack.allocation import Allocation, BetaBeliefs, FilterRule, PaperRule, PosteriorRule, expected_values
-from trl_knapsack.tracking.tracker import Evidence
+from trl_knapsack import SuccessRateTracker, allocate
+from trl_knapsack.allocation import Allocation, Evidence, FilterRule, PaperRule, PosteriorRule, expected_values
 
 
 NUM_GENERATIONS, MOST = 8, 128
@@ -36,24 +34,22 @@ LEARNING_RATE = 1.2e-4
 Batches = list[tuple[list[str], np.ndarray]]  # keys and true rates of each batch's prompts
 
 
-class Recorder(KnapsackGRPOTrainer):
-    """Notes the true success rates of every batch."""
+class Recorder:
+    """The default rule, and a note of the true success rates of every batch."""
 
-    batches: Batches
+    def __init__(self, policy: contenders.Policy, batches: Batches):
+        self.policy, self.batches = policy, batches
 
-    def _gather_prompts(self, inputs):
-        prompts = super()._gather_prompts(inputs)
-        rates = success_rates(
-            self.model, self.processing_class, [p["prompt"] for p in prompts], [p["solutions"] for p in prompts]
-        )
-        self.batches.append(([prompt["id"] for prompt in prompts], rates.round(4)))
-        return prompts
+    def __call__(self, evidence: Evidence, budget: int, low: int, high: int) -> Allocation:
+        self.batches.append((list(evidence.keys), self.policy.success_rates(evidence.keys).round(4)))
+        return PosteriorRule()(evidence, budget, low, high)
 
 
 def record(regime: str, seed: int, steps: int) -> Batches:
     batches: Batches = []
-    recorder = type("Recorder", (Recorder,), {"batches": batches})
-    contenders.CONTENDERS["recorder"] = replace(contenders.CONTENDERS["posterior"], trainer=recorder)
+    contenders.CONTENDERS["recorder"] = replace(
+        contenders.CONTENDERS["posterior"], rule=lambda policy: Recorder(policy, batches)
+    )
     execute(Run(TUNING_TASK, regime, "recorder", LEARNING_RATE, seed, steps))
     return batches
 
@@ -135,9 +131,8 @@ def gap_to_optimum(batches: Batches) -> float:
     tracker, random, largest = SuccessRateTracker(), np.random.default_rng(0), 0.0
     for keys, rates in batches:
         evidence, budget = tracker.evidence(keys), NUM_GENERATIONS * len(keys)
-        beliefs = BetaBeliefs(evidence.alpha, evidence.beta)
-        found = allocate(beliefs, budget, min_generations=2, max_generations=MOST)
-        optimum = allocate(beliefs, budget, min_generations=2, max_generations=MOST, solver="dp").value
+        found = allocate(evidence.beliefs, budget, min_generations=2, max_generations=MOST)
+        optimum = allocate(evidence.beliefs, budget, min_generations=2, max_generations=MOST, solver="dp").value
         largest = max(largest, 1.0 - found.value / optimum)
         tracker.observe(keys, random.binomial(found.counts, rates), found.counts)
     return largest

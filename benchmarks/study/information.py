@@ -16,7 +16,7 @@ import torch
 from policies import encode, success_rates
 from scipy import stats
 from study import RESULTS
-from tasks import RULES, TASKS, load_problems, reward
+from tasks import POLICIES, TASKS, load_problems, reward
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
@@ -54,7 +54,7 @@ def moved(model, gradient: list[torch.Tensor], size: float) -> None:
 def measure(task: str, prompts: int, seed: int) -> dict[str, list[float]]:
     """One row per prompt: success rate, gradient norm, and gains in success rate per unit of step size."""
     torch.manual_seed(seed)
-    folder = RULES / task
+    folder = POLICIES / task
     model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     held_out = load_problems(task, "broad", "test")[:128]

@@ -15,7 +15,7 @@ import random
 
 import numpy as np
 import torch
-from tasks import NUM_HELD_OUT, NUM_TRAIN, RULES, TASKS, Problem, is_reserved, make_math_policy
+from tasks import NUM_HELD_OUT, NUM_TRAIN, POLICIES, TASKS, Problem, is_reserved, make_math_policy
 
 
 encode = make_math_policy.encode
@@ -100,7 +100,7 @@ def make(name: str, steps: int | None, seed: int) -> None:
     batches = lessons(name, 128, steps, round((1 - task.careless_share) * steps), random.Random(seed))
     make_math_policy.warm_up(model, tokenizer, batches, steps, learning_rate=5e-3)
 
-    folder = RULES / name
+    folder = POLICIES / name
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_problems(name, model, tokenizer, seed)
@@ -124,7 +124,7 @@ def write_problems(name: str, model, tokenizer, seed: int) -> None:
         name, "success rates by tenths:", np.histogram(rates, np.linspace(0, 1, 11))[0], "mean", rates.mean().round(3)
     )
     for regime, places in draw_regimes(problems, rates, seed).items():
-        with open(RULES / name / f"{regime}.jsonl", "w") as file:
+        with open(POLICIES / name / f"{regime}.jsonl", "w") as file:
             for i, place in enumerate(places):
                 split = f"train-{i}" if i < NUM_TRAIN else f"test-{i - NUM_TRAIN}"
                 problem = problems[place]

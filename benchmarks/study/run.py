@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from contenders import CONTENDERS
+from contenders import CONTENDERS, Policy
 from datasets import Dataset
 from policies import success_rates
-from tasks import RULES, TASKS, load_problems, reward
+from tasks import POLICIES, TASKS, load_problems, reward
 from transformers import AutoTokenizer, Qwen2ForCausalLM, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
@@ -118,7 +118,7 @@ def execute(run: Run) -> dict:
     logging.disable(logging.WARNING)
     disable_progress_bar()
     torch.set_num_threads(1)
-    contender, folder = CONTENDERS[run.contender], RULES / run.task
+    contender, folder = CONTENDERS[run.contender], POLICIES / run.task
     rows_per_step = round(ROLLOUTS_PER_STEP * contender.budget)
     with tempfile.TemporaryDirectory() as output_dir:
         args = KnapsackGRPOConfig(
@@ -140,13 +140,17 @@ def execute(run: Run) -> dict:
             disable_tqdm=True,
             **contender.options,
         )
+        problems = load_problems(run.task, run.regime, "train")
+        model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        policy = Policy(model, tokenizer, {row["id"]: row for row in problems})
         trainer = contender.trainer(
-            model=Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32),
-            processing_class=AutoTokenizer.from_pretrained(folder),
+            model=model,
+            processing_class=tokenizer,
             reward_funcs=reward,
             args=args,
-            train_dataset=prompt_ids(load_problems(run.task, run.regime, "train")),
-            allocation_rule=contender.policy,
+            train_dataset=prompt_ids(problems),
+            allocation_rule=contender.rule and contender.rule(policy),
         )
         rollouts = round(run.steps * ROLLOUTS_PER_STEP * contender.budget)
         measure = Measure(trainer, run.task, run.regime, rollouts)

@@ -27,7 +27,7 @@ sys.path.append(str(HERE.parent.parent / "examples"))
 import make_math_policy  # noqa: E402
 
 
-RULES = HERE / "policies"
+POLICIES = HERE / "policies"
 REGIMES = ("saturated", "broad", "hard")
 NUM_TRAIN, NUM_HELD_OUT = 480, 320
 
@@ -159,6 +159,6 @@ def reward(completions: list[str], solutions: list[list[str]], **kwargs) -> list
 
 def load_problems(task: str, regime: str, split: str) -> list[dict]:
     """Rows of a regime, each with `id`, `prompt`, `solutions` and `rate`, the bundled policy's chance to solve it."""
-    path = RULES / task / f"{regime}.jsonl"
+    path = POLICIES / task / f"{regime}.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return [row for row in rows if row["id"].startswith(split)]
