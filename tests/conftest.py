@@ -5,9 +5,13 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import loopback_hub
 import pytest
-import tiny
+
+
+pytest.register_assert_rewrite("runs", "backends")  # they assert for the tests
+
+import loopback_hub  # noqa: E402
+import tiny  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -3,16 +3,16 @@
 import sys
 from pathlib import Path
 
+import backends
 import numpy as np
-import test_backends
 import tiny_chat
 import torch
 
 
 def main(model: str, out: Path) -> None:
-    dataset, spy = test_backends.same_text_other_images("image"), test_backends.Spy()
-    args = test_backends.config(out, per_device_train_batch_size=8)
-    trainer = test_backends.run(model, args, rewards=spy, dataset=dataset)
+    dataset, spy = backends.same_text_other_images("image"), backends.Spy()
+    args = backends.config(out, per_device_train_batch_size=8)
+    trainer = backends.run(model, args, rewards=spy, dataset=dataset)
     assert trainer.accelerator.num_processes == 2
     assert any(len(set(record.allocation.counts)) > 1 for record in trainer.records)
     for seen, output, record in zip(spy.calls, trainer.outputs, trainer.records, strict=True):

@@ -12,6 +12,8 @@ import oracle
 import pytest
 import tiny
 
+from trl_knapsack.tracking import STATE_FILE
+
 
 WORKER = Path(__file__).parent / "distributed_worker.py"
 
@@ -105,6 +107,9 @@ def runs(request, model, tmp_path_factory):
             runs[f"{name}.whole"] = {"trainer": "knapsack", "changes": whole}
             checkpoint = str(out / f"{name}.whole" / f"checkpoint-{stop}")
             runs[f"{name}.resumed"] = {"trainer": "knapsack", "changes": whole, "resume": checkpoint}
+        model_alone = dict(num_generations=4, per_device_train_batch_size=8, max_steps=2)
+        model_alone |= dict(save_strategy="steps", save_steps=1, save_only_model=True, save_total_limit=1)
+        runs["model_alone"] = {"trainer": "knapsack", "changes": model_alone}
     return processes, out, launch(model, out, runs, processes)
 
 
@@ -184,6 +189,16 @@ def test_one_history_of_all_ranks(runs, name):
     assert records == seen[f"{name}.budgets"][0]["records"]
 
 
+@TWO_PROCESSES
+def test_checkpoints_of_the_model_alone(runs):
+    """Rank 1 may be the first to reach a checkpoint, before rank 0 has made its folder."""
+    _, out, _ = runs
+    (checkpoint,) = (out / "model_alone").glob("checkpoint-*")
+    assert checkpoint.name == "checkpoint-2"
+    assert STATE_FILE in {path.name for path in checkpoint.iterdir()}
+    assert not list(checkpoint.glob("knapsack_window_*"))
+
+
 # ------------------------------------------------------------------------------------------- a rank that goes astray
 
 
@@ -199,9 +214,9 @@ def test_a_rank_that_would_diverge_stops_all(runs, model, tmp_path):
         return Path(shutil.copytree(good, tmp_path / name))
 
     other_rates = checkpoint("other_rates")
-    shutil.copy(out / "within_window.whole" / "knapsack_state.npz", other_rates)
+    shutil.copy(out / "within_window.whole" / STATE_FILE, other_rates)
     no_rates = checkpoint("no_rates")
-    (no_rates / "knapsack_state.npz").unlink()
+    (no_rates / STATE_FILE).unlink()
     no_window = checkpoint("no_window")
     (no_window / "knapsack_window_1.safetensors").unlink()
 
@@ -216,7 +231,7 @@ def test_a_rank_that_would_diverge_stops_all(runs, model, tmp_path):
             "options": astray(more={"max_generations": 64}),
             "fewer_rows": astray(rows=list(range(30))),
             "other_rows": astray(rows=list(range(31, -1, -1))),
-            "no_state": astray(more={"success_state_path": str(tmp_path / "nothing.npz")}),
+            "no_state": astray(more={"success_state_path": str(tmp_path / "nothing.safetensors")}),
             "other_rates": astray(resume=True) | {"on_rank_1": {"resume": str(other_rates)}},
             "no_rates": astray(resume=True) | {"on_rank_1": {"resume": str(no_rates)}},
             "no_window": astray(resume=True, fails=False) | {"on_rank_1": {"resume": str(no_window)}},

@@ -1,8 +1,8 @@
 """vLLM on the CPU, in the process of the trainer: run it in a process of its own, as `make test-vllm` does."""
 
 import tiny_chat
+from backends import Spy, assert_rows, config, run
 from log_probabilities import assert_same_log_probabilities
-from test_backends import Spy, assert_rows, config, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 import tiny_chat
+from backends import Spy, Tool, Watched, assert_answers, assert_rows, config, greedy, run
 from log_probabilities import assert_same_log_probabilities
-from test_backends import Spy, Tool, Watched, assert_answers, assert_rows, config, greedy, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOTrainer
 

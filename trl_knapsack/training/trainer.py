@@ -127,6 +127,14 @@ class KnapsackGRPOTrainer(GRPOTrainer):
 }""",
     }
 
+    args: KnapsackGRPOConfig
+    allocation_rule: AllocationRule
+    success_func: SuccessFunc | None
+    success_tracker: SuccessRateTracker
+    success_rate_callback: SuccessRateCallback
+    _folder_lock: RunFolderLock
+    _step_boundary: StepBoundary
+
     # Set here as well as in `__init__`, for subclasses and tests that build a trainer without it.
     _prompts_are_known = False
     _decision: Decision | None = None  # on the generation batch under way, None outside of training
