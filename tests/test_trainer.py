@@ -232,6 +232,27 @@ def test_the_trainer_learns_of_prompts_what_the_rewards_say(model, tmp_path):
     assert last["knapsack/value_over_uniform"] > 1.0
 
 
+def test_completions_are_logged_with_the_size_of_their_group(model, tmp_path):
+    args = KnapsackGRPOConfig(
+        **options(
+            tmp_path,
+            max_steps=6,
+            log_completions=True,
+            num_completions_to_print=1,
+            eval_strategy="steps",
+            eval_steps=3,
+            num_generations_eval=2,
+        )
+    )
+    trainer = train(KnapsackGRPOTrainer, model, args, eval_dataset=tiny.prompts(8))
+    for step, record in enumerate(trainer.records, 1):
+        table = pd.read_parquet(tmp_path / "completions" / f"completions_{step:05d}.parquet")
+        counts = record.allocation.counts
+        if step % 3:  # else an evaluation has written its own over it
+            assert table["generations"].tolist() == [n for n in counts for _ in range(n)]
+    assert any(len(set(record.allocation.counts)) > 1 for record in trainer.records)
+
+
 def test_extremes_of_several_batches_are_not_averaged(model, tmp_path):
     args = KnapsackGRPOConfig(**options(tmp_path, max_steps=12, logging_steps=6))
     trainer = train(KnapsackGRPOTrainer, model, args)
@@ -351,16 +372,46 @@ def test_odd_rewards_do_not_spoil_the_rest(model, tmp_path, odd):
     assert [record.trials.sum() for record in trainer.records] == [32 - lost] * 6
 
 
-def test_several_rewards_say_which_decides(model, tmp_path, caplog):
-    for name, warned in ((None, True), ("digit_reward", False)):
-        caplog.clear()
-        KnapsackGRPOTrainer(
-            model=model,
-            reward_funcs=[tiny.digit_reward, tiny.graded_reward],
-            args=KnapsackGRPOConfig(**options(tmp_path, success_reward_func=name)),
-            train_dataset=tiny.prompts(),
-        )
-        assert ("weighted sum of digit_reward, graded_reward decides success" in caplog.text) == warned
+def named(name, reward):
+    def function(**kwargs):
+        return reward(**kwargs)
+
+    function.__name__ = name
+    return function
+
+
+NOTEBOOK = ["xmlcount", "soft_format", "strict_format", "int_reward", "correctness_reward"]  # of a popular notebook
+
+
+@pytest.mark.parametrize(
+    ("names", "options_", "decides"),
+    [
+        (["digit_reward", "graded_reward"], {}, "The weighted sum of digit_reward, graded_reward decides success"),
+        (["think_format_reward", "accuracy_reward"], {}, "accuracy_reward decides success, because of its name"),
+        (NOTEBOOK, {}, "correctness_reward decides success, because of its name"),
+        (["accuracy", "correctness"], {}, "The weighted sum of accuracy, correctness decides success"),
+        (NOTEBOOK, {"success_reward_func": "int_reward"}, None),
+        (["digit_reward"], {}, None),
+    ],
+)
+def test_what_decides_success_is_said_at_both_ends(model, tmp_path, caplog, names, options_, decides):
+    def never(prompts, **kwargs):
+        return [0.0] * len(prompts)
+
+    def always(prompts, **kwargs):
+        return [1.0] * len(prompts)
+
+    rewards = [named(name, never if "correct" in name or "accuracy" in name else always) for name in names]
+    args = KnapsackGRPOConfig(**options(tmp_path, max_steps=1, **options_))
+    trainer = train(KnapsackGRPOTrainer, model, args, rewards=rewards)
+    said = [record.message for record in caplog.records if "decides success" in record.message]
+    assert len(said) == (0 if decides is None else 2)
+    assert all(decides in message and "Set success_reward_func to one of" in message for message in said)
+    # The function for correctness fails always, all others succeed always.
+    fails = decides is not None and "because of its name" in decides
+    assert trainer.state.log_history[0]["knapsack/success_rate"] == (
+        0.0 if fails else 1.0 if names != ["accuracy", "correctness"] else 0.0
+    )
 
 
 def test_two_rows_of_one_prompt_are_one_visit(model, tmp_path):

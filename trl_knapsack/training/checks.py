@@ -1,5 +1,7 @@
 """What is wrong with a dataset or an option, said before the model is loaded; what TRL checks is left to it."""
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import InvalidInputError
@@ -66,3 +68,9 @@ def check_success_rule(args: KnapsackGRPOConfig, reward_func_names: list[str], h
         raise InvalidInputError(
             f"success_reward_func {name!r} must be one of the reward functions: {', '.join(reward_func_names)}."
         )
+
+
+def likely_success_func(reward_func_names: Sequence[str]) -> str | None:
+    """The reward function for correctness by its name, if there is exactly one that says so."""
+    likely = [name for name in reward_func_names if re.search("correct|accura", name.lower())]
+    return likely[0] if len(likely) == 1 else None

@@ -27,11 +27,12 @@ METHODS = {
     "train": ("resume_from_checkpoint",),
     "log": ("logs", "start_time"),
     "create_model_card": (),
+    "_log_completion_extra": ("column", "values"),
 }
 
 # What is read or set, once the trainer is built.
 ATTRIBUTES = (
-    *("num_generations", "num_iterations", "shuffle_dataset"),
+    *("num_generations", "num_generations_eval", "num_iterations", "shuffle_dataset", "log_completions"),
     *("reward_weights", "reward_func_names", "scale_rewards", "multi_objective_aggregation"),
     *("_step", "_buffered_inputs", "_metrics", "_logs", "_signature_columns"),
 )

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import trl
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
+from transformers import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, get_config_model_id
@@ -38,10 +40,11 @@ from .checkpoints import (
     what_is_torn,
     window_path,
 )
-from .checks import check_server_seed, check_success_rule, check_train_dataset
+from .checks import check_server_seed, check_success_rule, check_train_dataset, likely_success_func
 from .config import KnapsackGRPOConfig
 from .decision import Decision, decide
 from .folder_lock import RunFolderLock
+from .progress import KnapsackProgressCallback
 from .ranks import RankAgreement, all_ranks_or_none
 from .seams import ATTRIBUTES, WORKING_TRL, check_attributes, check_seams, check_unsloth
 
@@ -134,6 +137,8 @@ class KnapsackGRPOTrainer(GRPOTrainer):
     success_rate_callback: SuccessRateCallback
     _folder_lock: RunFolderLock
     _step_boundary: StepBoundary
+    _success_name: str | None
+    _success_note: str | None
 
     # Set here as well as in `__init__`, for subclasses and tests that build a trainer without it.
     _prompts_are_known = False
@@ -210,7 +215,11 @@ class KnapsackGRPOTrainer(GRPOTrainer):
                     PlotCallback(args.plot_steps, self._run_folder, lambda: self.callback_handler.callbacks)
                 )
             self.add_callback(RankAgreement(self._shared_by_ranks))
-            self._say_what_decides_success()
+            if sys.stderr.isatty() and self.pop_callback(ProgressCallback) is not None:
+                self.add_callback(KnapsackProgressCallback(lambda: self.success_rate_callback.last_record))
+            self._success_name, self._success_note = self._what_decides_success()
+            if self._success_note is not None:
+                logger.warning(self._success_note)
             with all_ranks_or_none():
                 if args.success_state_path is not None:
                     path, info = find_success_state(args.success_state_path)
@@ -230,12 +239,18 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             `ValueError`: if the checkpoint was not written to its end, naming the newest that was.
         """
         try:
-            return super().train(self._whole(resume_from_checkpoint), *args, **kwargs)
+            output = super().train(self._whole(resume_from_checkpoint), *args, **kwargs)
         finally:
             self._folder_lock.release()
+        if self._success_note is not None:  # once more, where it is not lost among the messages of the start
+            logger.warning(self._success_note)
+        return output
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        if not self.model.training or not self._prompts_are_known:
+        if not self._prompts_are_known:
+            return super()._generate_and_score_completions(inputs)
+        if not self.model.training:
+            self._log_group_sizes([self.num_generations_eval] * len(inputs))
             return super()._generate_and_score_completions(inputs)
 
         self.success_rate_callback.learn(self.state.global_step + 1, self.state.epoch)
@@ -253,6 +268,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             # A copy per row, as from TRL's data loader: TRL writes the extra fields of `rollout_func` into the row,
             # and environments write into its lists.
             rank_rows = self._decision.plan.rank_rows(self.accelerator.process_index)
+            self._log_group_sizes(self._decision.allocation.counts[rank_rows].tolist())
             output = super()._generate_and_score_completions([copy.deepcopy(prompts[i]) for i in rank_rows])
             groups = self._correct_advantages(output, self._decision, self._rewards_per_func)
             self._take_note(output, self._decision, self._rewards_per_func, groups)
@@ -429,6 +445,11 @@ class KnapsackGRPOTrainer(GRPOTrainer):
                 )
         return gather_object(firsts)  # only one copy of each prompt travels: images are heavy
 
+    def _log_group_sizes(self, sizes: list[int]) -> None:
+        """Beside each completion that is logged, how many its prompt got: one number for each row of this rank."""
+        if self.log_completions:
+            self._log_completion_extra("generations", sizes)
+
     def _group_weights(self, counts: np.ndarray) -> np.ndarray:
         """Factor on the advantages of each prompt's group, `(P,)`; the mean over rollouts is 1."""
         if (counts == counts[0]).all():
@@ -514,19 +535,25 @@ class KnapsackGRPOTrainer(GRPOTrainer):
                     f"{len(rewards)} rollouts."
                 )
             return torch.from_numpy(success)
-        if self.args.success_reward_func is None:
+        if self._success_name is None:
             reward = weighted_rewards(rewards_per_func, self.reward_weights)
         else:
-            reward = rewards_per_func[:, self.reward_func_names.index(self.args.success_reward_func)]
+            reward = rewards_per_func[:, self.reward_func_names.index(self._success_name)]
         return (reward >= self.args.success_threshold).float().masked_fill(torch.isnan(reward), torch.nan)
 
-    def _say_what_decides_success(self) -> None:
-        names = self.reward_func_names
-        if len(names) > 1 and self.args.success_reward_func is None and self.success_func is None:
-            logger.warning(
-                f"The weighted sum of {', '.join(names)} decides success: at least {self.args.success_threshold} "
-                "(success_threshold). Name the function for correctness with success_reward_func to let it decide alone."
-            )
+    def _what_decides_success(self) -> tuple[str | None, str | None]:
+        """The reward function that decides success, `None` for the weighted sum, and what is to be said about it."""
+        names, name = self.reward_func_names, self.args.success_reward_func
+        if len(names) == 1 or name is not None or self.success_func is not None:
+            return name, None
+        remedy = f"Set success_reward_func to one of {', '.join(names)} to decide otherwise, or to confirm it."
+        name = likely_success_func(names)
+        if name is not None:
+            return name, f"Of several reward functions {name} decides success, because of its name. {remedy}"
+        return None, (
+            f"The weighted sum of {', '.join(names)} decides success: at least {self.args.success_threshold} "
+            f"(success_threshold), which the right format alone may reach. {remedy}"
+        )
 
     def _warn_of_foreign_state(self, info: SuccessStateInfo | None) -> None:
         """Success rates that were kept under other keys help nobody, and nothing else would show it."""

@@ -1,0 +1,66 @@
+"""The progress bar, with one line of what matters in place of all metrics."""
+
+from collections.abc import Callable
+
+import numpy as np
+from transformers import ProgressCallback
+
+from ..tracking.records import RolloutRecord
+
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+class KnapsackProgressCallback(ProgressCallback):
+    """
+    transformers' progress bar. Each time metrics are logged, it writes one line with the success rate, the effective
+    gradient ratio, the smallest and largest budget, and the newest batch's mean budgets by believed success rate, from 0 at
+    the left to 1. All metrics still go where `report_to` says.
+
+    [`KnapsackGRPOTrainer`] puts it in the place of transformers' own where output is a terminal.
+
+    Args:
+        last_record (`Callable[[], RolloutRecord | None]`): The newest generation batch.
+    """
+
+    def __init__(self, last_record: Callable[[], RolloutRecord | None]):
+        super().__init__()
+        self.last_record = last_record
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or self.training_bar is None or not logs:
+            return
+        if "knapsack/generations/max" not in logs:  # of an evaluation, or of the end of the run
+            super().on_log(args, state, control, logs=logs, **kwargs)
+            return
+        self.training_bar.write(progress_line(state.global_step, logs, self.last_record()))
+
+
+def progress_line(step: int, logs: dict[str, float | None], record: RolloutRecord | None) -> str:
+    """
+    What is written of the metrics `logs`, and of the newest generation batch.
+
+    ```txt
+    step   120   success rate 0.640   effective gradient ratio 0.42   generations 2 to 35   0 ▁▅█▆▄▂▂▁▁▁ 1
+    ```
+    """
+    rate = logs["knapsack/success_rate"]  # None if no completion had a reward
+    parts = [
+        f"step {step:>5}",
+        f"success rate {'-' if rate is None else f'{rate:.3f}'}",
+        f"effective gradient ratio {logs['knapsack/effective_gradient_ratio']:.2f}",
+        f"generations {logs['knapsack/generations/min']:.0f} to {logs['knapsack/generations/max']:.0f}",
+    ]
+    if record is not None:
+        parts.append(f"0 {budgets_by_rate(record)} 1")
+    return "   ".join(parts)
+
+
+def budgets_by_rate(record: RolloutRecord, bins: int = 10) -> str:
+    """Mean budget of the prompts in each tenth of believed success rates, as bars; a space where there is none."""
+    evidence, counts = record.evidence, record.allocation.counts
+    place = np.minimum((evidence.beliefs.mean * bins).astype(int), bins - 1)  # (P,)
+    prompts = np.bincount(place, minlength=bins)
+    means = np.bincount(place, weights=counts, minlength=bins) / np.maximum(prompts, 1)  # (bins,)
+    heights = np.ceil(means / means.max() * len(_BARS)).astype(int)
+    return "".join(_BARS[h - 1] if n else " " for h, n in zip(heights, prompts, strict=True))
