@@ -199,9 +199,9 @@ def test_a_rank_that_would_diverge_stops_all(runs, model, tmp_path):
         return Path(shutil.copytree(good, tmp_path / name))
 
     other_rates = checkpoint("other_rates")
-    shutil.copy(out / "within_window.whole" / "knapsack_state.npz", other_rates)
+    shutil.copy(out / "within_window.whole" / "knapsack_state.safetensors", other_rates)
     no_rates = checkpoint("no_rates")
-    (no_rates / "knapsack_state.npz").unlink()
+    (no_rates / "knapsack_state.safetensors").unlink()
     no_window = checkpoint("no_window")
     (no_window / "knapsack_window_1.safetensors").unlink()
 
@@ -216,7 +216,7 @@ def test_a_rank_that_would_diverge_stops_all(runs, model, tmp_path):
             "options": astray(more={"max_generations": 64}),
             "fewer_rows": astray(rows=list(range(30))),
             "other_rows": astray(rows=list(range(31, -1, -1))),
-            "no_state": astray(more={"success_state_path": str(tmp_path / "nothing.npz")}),
+            "no_state": astray(more={"success_state_path": str(tmp_path / "nothing.safetensors")}),
             "other_rates": astray(resume=True) | {"on_rank_1": {"resume": str(other_rates)}},
             "no_rates": astray(resume=True) | {"on_rank_1": {"resume": str(no_rates)}},
             "no_window": astray(resume=True, fails=False) | {"on_rank_1": {"resume": str(no_window)}},

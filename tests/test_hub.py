@@ -562,7 +562,7 @@ def test_success_rates_are_published_and_used(hub, model, tmp_path, caplog):
         success_state=tmp_path / "first",
     )
     files = hub.files("me/recipe")
-    assert set(files) == {"knapsack_config.yaml", "knapsack_state.json", "knapsack_state.npz", "README.md"}
+    assert set(files) == {"knapsack_config.yaml", "knapsack_state.json", "knapsack_state.safetensors", "README.md"}
     assert 'args.success_state_path = "me/recipe"' in files["README.md"].decode()
     info = json.loads(files["knapsack_state.json"])
     assert info.pop("num_prompts") == len(trainer.success_tracker) > 0
@@ -576,8 +576,8 @@ def test_success_rates_are_published_and_used(hub, model, tmp_path, caplog):
         "success_threshold": 0.5,
         "success_reward_func": None,
     }
-    published = tmp_path / "published.npz"
-    published.write_bytes(files["knapsack_state.npz"])
+    published = tmp_path / "published.safetensors"
+    published.write_bytes(files["knapsack_state.safetensors"])
     tracker = SuccessRateTracker()
     tracker.load(published)
     assert tracker.keys == trainer.success_tracker.keys
@@ -602,33 +602,36 @@ def test_success_rates_are_published_and_used(hub, model, tmp_path, caplog):
 def test_success_rates_that_are_of_nothing(hub, tmp_path):
     tracker = SuccessRateTracker()
     tracker.observe(["a"], [1], [2])
-    tracker.save(tmp_path / "knapsack_state.npz")
+    tracker.save(tmp_path / "knapsack_state.safetensors")
     with pytest.raises(ValueError, match="Nothing says of which dataset the success rates in .* are"):
         config().push_config_to_hub("me/recipe", success_state=tmp_path)
-    with pytest.raises(FileNotFoundError, match="knapsack_state.npz does not exist; name a folder"):
-        config().push_config_to_hub("me/recipe", success_state=tmp_path / "nothing" / "knapsack_state.npz")
+    with pytest.raises(FileNotFoundError, match="knapsack_state.safetensors does not exist; name a folder"):
+        config().push_config_to_hub("me/recipe", success_state=tmp_path / "nothing" / "knapsack_state.safetensors")
     assert hub.requests == []
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"config__json": "{}"}, "me/recipe has no knapsack_state.npz"),
-        ({"knapsack_state__npz": b"\x80\x04."}, "knapsack_state.npz of me/recipe is no archive of NumPy arrays"),
+        ({"config__json": "{}"}, "me/recipe has no knapsack_state.safetensors"),
         (
-            {"knapsack_state__npz": None, "knapsack_state__json": "[]"},
+            {"knapsack_state__safetensors": b"\x80\x04."},
+            "knapsack_state.safetensors of me/recipe is no archive of NumPy arrays",
+        ),
+        (
+            {"knapsack_state__safetensors": None, "knapsack_state__json": "[]"},
             "knapsack_state.json of me/recipe must be a JSON object",
         ),
         (
-            {"knapsack_state__npz": None, "knapsack_state__json": "{}"},
+            {"knapsack_state__safetensors": None, "knapsack_state__json": "{}"},
             "knapsack_state.json of me/recipe must be a JSON object",
         ),
     ],
 )
 def test_success_rates_that_are_unfit(hub, model, tmp_path, files, message):
     tracker = SuccessRateTracker()
-    tracker.save(tmp_path / "state.npz")
-    sound = (tmp_path / "state.npz").read_bytes()
+    tracker.save(tmp_path / "state.safetensors")
+    sound = (tmp_path / "state.safetensors").read_bytes()
     hub.put("me/recipe", **{name: sound if content is None else content for name, content in files.items()})
     with pytest.raises((OSError, ValueError), match=message):
         run_of(model, tmp_path / "out", success_state_path="me/recipe")
@@ -638,12 +641,12 @@ def test_success_rates_that_are_unfit(hub, model, tmp_path, files, message):
 def test_success_rates_that_are_no_counts(hub, model, tmp_path, value):
     tracker = SuccessRateTracker()
     tracker.observe(["a", "b"], [1, 1], [2, 2])
-    tracker.save(tmp_path / "state.npz")
-    with np.load(tmp_path / "state.npz") as file:
+    tracker.save(tmp_path / "state.safetensors")
+    with np.load(tmp_path / "state.safetensors") as file:
         arrays = dict(file)
     arrays["failures"][1] = value
-    np.savez(tmp_path / "state.npz", **arrays)
-    hub.put("me/recipe", knapsack_state__npz=(tmp_path / "state.npz").read_bytes())
+    np.savez(tmp_path / "state.safetensors", **arrays)
+    hub.put("me/recipe", knapsack_state__safetensors=(tmp_path / "state.safetensors").read_bytes())
     with pytest.raises(ValueError, match="field 'failures' has values that are not finite, or negative"):
         run_of(model, tmp_path / "out", success_state_path="me/recipe")
 
@@ -651,10 +654,12 @@ def test_success_rates_that_are_no_counts(hub, model, tmp_path, value):
 def test_success_rates_that_unpack_to_too_much(hub, model, tmp_path, monkeypatch):
     tracker = SuccessRateTracker()
     tracker.observe([str(i) for i in range(10_000)], [1] * 10_000, [2] * 10_000)
-    tracker.save(tmp_path / "state.npz")
-    hub.put("me/recipe", knapsack_state__npz=(tmp_path / "state.npz").read_bytes())
+    tracker.save(tmp_path / "state.safetensors")
+    hub.put("me/recipe", knapsack_state__safetensors=(tmp_path / "state.safetensors").read_bytes())
     monkeypatch.setattr("trl_knapsack.hub.states.MAX_STATE_BYTES", 10_000 * 48)
-    with pytest.raises(ValueError, match="knapsack_state.npz of me/recipe unpacks to [0-9]+ bytes, more than 480000"):
+    with pytest.raises(
+        ValueError, match="knapsack_state.safetensors of me/recipe unpacks to [0-9]+ bytes, more than 480000"
+    ):
         run_of(model, tmp_path / "out", success_state_path="me/recipe")
     monkeypatch.setattr("trl_knapsack.hub.states.MAX_STATE_BYTES", 10_000 * 48 + 200_000)
     assert len(run_of(model, tmp_path / "out", success_state_path="me/recipe").success_tracker) == 10_000
@@ -665,7 +670,7 @@ def test_a_folder_of_that_name_comes_first(hub, model, tmp_path, monkeypatch):
     tracker = SuccessRateTracker()
     tracker.observe(["local"], [1], [2])
     (tmp_path / "me" / "recipe").mkdir(parents=True)
-    tracker.save(tmp_path / "me" / "recipe" / "knapsack_state.npz")
+    tracker.save(tmp_path / "me" / "recipe" / "knapsack_state.safetensors")
     trainer = run_of(model, tmp_path / "out", success_state_path="me/recipe")
     assert trainer.success_tracker.keys == ("local",)
     assert hub.requests == []

@@ -124,7 +124,7 @@ def test_pushed_to_the_hub(hub, model, tmp_path, strategy):
     trainer.push_to_hub(dataset_name="owner/data")
     files = hub.files("me/model")
     assert section(files["README.md"].decode())["Rollouts"] == "64"
-    assert {"model.safetensors", "knapsack_state.npz"} <= set(files)
+    assert {"model.safetensors", "knapsack_state.safetensors"} <= set(files)
     assert ModelCard(files["README.md"].decode()).data.datasets == "owner/data"
 
     args = KnapsackGRPOConfig.from_pretrained(

@@ -98,7 +98,7 @@ class Warm(KnapsackGRPOTrainer):
         successes = np.random.default_rng(args.seed).binomial(self.COMPLETIONS, rates)
         tracker = SuccessRateTracker()
         tracker.observe(train_dataset["id"], successes, np.full(len(rates), self.COMPLETIONS))
-        args.success_state_path = os.path.join(args.output_dir, "before.npz")
+        args.success_state_path = os.path.join(args.output_dir, "before.safetensors")
         tracker.save(args.success_state_path)
         super().__init__(
             model=model, args=args, train_dataset=train_dataset, processing_class=processing_class, **kwargs

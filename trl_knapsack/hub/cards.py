@@ -97,7 +97,7 @@ def _config_section(repo_id, values, metrics, description, has_state) -> str:
     ]
     if has_state:
         parts.append(
-            "`knapsack_state.npz` holds the success rates of the prompts, and `knapsack_state.json` says what they are "
+            "`knapsack_state.safetensors` holds the success rates of the prompts, and `knapsack_state.json` says what they are "
             "of. A run on the same prompts needs no uniform first epoch with them:\n\n"
             f'```python\nargs.success_state_path = "{repo_id}"\n```'
         )

@@ -127,7 +127,7 @@ class HubConfig:
             script_args (`Sequence[dataclass]`, *optional*):
                 As for [`~KnapsackGRPOConfig.save_pretrained`].
             success_state (`str` or `os.PathLike`, *optional*):
-                Checkpoint or output folder of a run, or the `knapsack_state.npz` in it: its success rates are
+                Checkpoint or output folder of a run, or the `knapsack_state.safetensors` in it: its success rates are
                 published beside the configuration. Needs the `dataset_name` in `script_args`, to say what they are of.
             metrics (`Mapping[str, Any]`, *optional*):
                 What you measured, for the README: numbers by name, or by name and contender, as in

@@ -63,7 +63,7 @@ def write_success_state(
 
     Args:
         folder (`str` or `os.PathLike`): Folder to be published.
-        state (`str` or `os.PathLike`): A checkpoint or output folder, or the `knapsack_state.npz` in it.
+        state (`str` or `os.PathLike`): A checkpoint or output folder, or the `knapsack_state.safetensors` in it.
         config ([`KnapsackGRPOConfig`]): Configuration of the run.
         script_args (`Sequence[dataclass]`): Those of TRL's `ScriptArguments` and `ModelConfig`.
 
@@ -103,7 +103,7 @@ def find_success_state(name: str) -> tuple[str, SuccessStateInfo | None]:
     Where the success rates that `success_state_path` names are on this machine, and what they are of, if that is known.
 
     Args:
-        name (`str`): A checkpoint or output folder, a `knapsack_state.npz`, or a repository of the Hub: `owner/name`,
+        name (`str`): A checkpoint or output folder, a `knapsack_state.safetensors`, or a repository of the Hub: `owner/name`,
             or `owner/name@revision`.
 
     Raises:
