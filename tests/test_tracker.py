@@ -80,6 +80,7 @@ def test_state_comes_back_and_goes_on_equally(tmp_path):
 
     for step in range(20):
         visit([tracker], step)
+    tracker.observe(["no reward yet"], [0], [0], rollouts=[3], tokens=[9])
     tracker.save(tmp_path / "state.safetensors")
     restored = SuccessRateTracker()
     restored.load(tmp_path / "state.safetensors")
@@ -282,7 +283,7 @@ def test_a_file_that_can_not_be_read_is_named(tmp_path, monkeypatch):
     with pytest.raises(MissingFileError, match="is no file"):
         SuccessRateTracker().load(tmp_path)
     saved(path)
-    for kind in (MemoryError, PermissionError, RecursionError):
+    for kind in (MemoryError, PermissionError, RecursionError, TypeError, KeyError, OverflowError):
 
         def fails(*_, kind=kind, **__):
             raise kind

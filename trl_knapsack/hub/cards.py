@@ -14,6 +14,7 @@ import yaml
 from accelerate.logging import get_logger
 from huggingface_hub import ModelCard
 
+from ..errors import InvalidInputError
 from .config_file import CONFIG_FILE
 
 
@@ -124,7 +125,7 @@ def _metrics_table(metrics: Mapping[str, Any]) -> str:
     for name, row in by_contender.items():
         for column, value in row.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise ValueError(f"metrics[{name!r}] ({column}: {value!r}) must be a number that was measured.")
+                raise InvalidInputError(f"metrics[{name!r}] ({column}: {value!r}) must be a number that was measured.")
         lines.append(f"| {_cell(name)} | " + " | ".join(_number(row.get(column)) for column in columns) + " |")
     return "\n".join(lines)
 

@@ -6,8 +6,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from trl import GRPOConfig
 
 from ..allocation.rules import RULES
-from ..hub.config_file import is_personal
 from ..hub.configs import HubConfig
+from ..hub.ownership import is_personal
 from ..tracking.tracker import SuccessRateTracker
 
 
