@@ -10,7 +10,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "trl_knapsack" / "__init__.
 EXTRAS = {
     "vllm": ["vllm"],
     "math": ["math-verify>=0.5.2"],
-    "plots": ["matplotlib", "jinja2"],
+    "plots": ["matplotlib"],
     "genetic": ["pymoo"],
     "docs": ["sphinx", "myst-parser>=5", "furo"],
     "release": ["build", "twine"],
@@ -40,7 +40,12 @@ setup(
     keywords="grpo trl reinforcement-learning llm rollout budget knapsack",
     packages=find_packages(include=["trl_knapsack", "trl_knapsack.*"]),
     # the folders of metrics are no packages: evaluate.load opens their scripts by path
-    package_data={"trl_knapsack": ["py.typed", "report.html"], "trl_knapsack.evaluation.metrics": ["*/*"]},
+    package_data={
+        "trl_knapsack": ["py.typed"],
+        "trl_knapsack.evaluation.metrics": ["*/*"],
+        "trl_knapsack.hub": ["templates/*.md"],
+        "trl_knapsack.reporting": ["report.html"],
+    },
     exclude_package_data={"": ["__pycache__/*"]},
     entry_points={"console_scripts": ["trl-knapsack = trl_knapsack.cli:main"]},
     python_requires=">=3.11",
@@ -55,7 +60,14 @@ setup(
         "numpy>=2",
         "scipy",
         "evaluate",
+        "filelock>=3.12",
         "rich",
+        "huggingface_hub>=1.0",  # with httpx, whose errors are told apart
+        "jinja2>=3",  # README files on the Hub
+        "packaging>=20",
+        "pyyaml>=6.0.1",
+        "safetensors>=0.4.3",
+        "tqdm>=4.60",
     ],
     extras_require=EXTRAS,
     classifiers=[

@@ -83,7 +83,7 @@ def run_folder(tmp_path) -> Path:
     folder = tmp_path / "run"
     (folder / "checkpoint-2").mkdir(parents=True)
     (folder / "knapsack_records.jsonl").write_text("".join(lines))
-    tracker.save(folder / "knapsack_state.npz")
+    tracker.save(folder / "knapsack_state.safetensors")
     return folder
 
 
@@ -253,7 +253,7 @@ def test_allocate_reads_the_state_of_a_run(run, run_folder):
     assert prompts.keys() == {"lazy", "stuck", "moves", "late"}
     assert prompts["stuck"]["success_rate"] == pytest.approx(alpha / (alpha + beta))
     assert sum(prompt["generations"] for prompt in prompts.values()) == 32
-    (run_folder / "knapsack_state.npz").rename(run_folder / "checkpoint-2" / "knapsack_state.npz")
+    (run_folder / "knapsack_state.safetensors").rename(run_folder / "checkpoint-2" / "knapsack_state.safetensors")
     assert run("allocate", run_folder, "--num_generations", 8, "--json")[1] == out  # of the newest checkpoint
     code, out, _ = run("allocate", run_folder, "--num_generations", 8, "--cost_weight", 1e-5, "--json")
     assert json.loads(out)["cost"] > 0  # lengths are in the state
@@ -289,9 +289,9 @@ def test_inspect_finds_the_hardest_the_stuck_and_the_dear(run, run_folder):
 
 
 def test_inspect_a_state_says_what_it_cannot_know(run, run_folder):
-    code, out, _ = run("inspect", run_folder / "knapsack_state.npz")
+    code, out, _ = run("inspect", run_folder / "knapsack_state.safetensors")
     assert code == 0 and "It knows no history" in out and "Difficulty at the last visit" in out
-    code, out, _ = run("inspect", run_folder / "knapsack_state.npz", "--json", "--stuck_after", 30)
+    code, out, _ = run("inspect", run_folder / "knapsack_state.safetensors", "--json", "--stuck_after", 30)
     said = json.loads(out)
     assert said["from"] == "state" and said["transitions"] is None and said["steps"] is None
     assert [prompt["prompt"] for prompt in said["stuck"]] == ["stuck"]
@@ -385,7 +385,7 @@ def test_simulate_begins_with_rates_or_a_state(run, tmp_path, run_folder, rates)
         ("allocate WORDS --budget 32", "Line 3 of WORDS: successes ('many') must be a number at least 0"),
         ("allocate OTHER --budget 32", "it needs success_rate, or successes and trials, or alpha and beta"),
         ("allocate ABOVE --budget 32", "Line 2 of ABOVE: successes (9) must not exceed trials (8)"),
-        ("allocate FOLDER --budget 32", "holds no knapsack_state.npz"),
+        ("allocate FOLDER --budget 32", "holds no knapsack_state.safetensors"),
         ("inspect RUN --top 0", "top (0)"),
         ("inspect JSONL", "is not a generation batch"),
         ("plot nowhere", "does not exist"),

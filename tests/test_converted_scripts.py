@@ -135,7 +135,7 @@ def test_math_with_lora(run, tmp_path):
         *("--reward_funcs", "accuracy_reward", "think_format_reward", "--use_peft", "--lora_r", "4"),
     )
     assert (tmp_path / "output" / "adapter_model.safetensors").is_file()
-    assert (tmp_path / "output" / "knapsack_state.npz").is_file()
+    assert (tmp_path / "output" / "knapsack_state.safetensors").is_file()
 
 
 @pytest.mark.parametrize("kind", ["tools", "images"])

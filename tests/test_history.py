@@ -7,6 +7,7 @@ from runs import options, train
 from test_records import record_by_hand
 
 from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer, RolloutHistory
+from trl_knapsack.errors import InvalidInputError
 from trl_knapsack.tracking.history import HistoryWriter
 
 
@@ -164,10 +165,36 @@ def test_a_file_that_is_no_history_is_refused(tmp_path):
         ("[]", "TypeError"),
         (json.dumps({k: v for k, v in batch.items() if k != "alpha"}), "KeyError: 'alpha'"),
         (json.dumps(batch | {"beta": [1.0]}), "beta has 1 values for 5 keys"),
-        (json.dumps(batch | {"counts": ["many"] * 5}), "invalid literal"),
+        (json.dumps(batch | {"counts": ["many"] * 5}), "counts must be whole numbers"),
+        (json.dumps(batch | {"counts": ["5"] * 5}), "counts must be whole numbers"),
+        (json.dumps(batch | {"counts": [2.5] * 5}), "counts must be whole numbers"),
+        (json.dumps(batch | {"counts": 5}), "counts must be whole numbers"),
+        (json.dumps(batch | {"counts": [[1]] * 5}), "counts must be whole numbers"),
+        (json.dumps(batch | {"counts": [10**30] * 5}), "OverflowError"),
+        (json.dumps(batch | {"counts": [10**18] * 5}), "counts must be whole numbers from 0 to 1e.11"),
+        (json.dumps(batch | {"counts": [-2, 6, 10, 3, 4]}), "counts must be whole numbers from 0"),
+        (json.dumps(batch | {"visits": [-1] * 5}), "visits must be whole numbers from 0"),
+        (json.dumps(batch | {"successes": [3, 0, 1, 0, 1]}), "successes must not exceed trials"),
+        (json.dumps(batch | {"trials": [3, 6, 10, 0, 2]}), "trials must not exceed counts"),
+        (json.dumps(batch | {"mixed": [2] * 5}), "mixed must be 0 or 1."),
+        (json.dumps(batch | {"last_rate": [1.5] * 5}), "last_rate must be numbers or null from 0 to 1"),
+        (json.dumps(batch | {"alpha": [-1.0] * 5}), "alpha must be numbers or null from 0"),
+        (json.dumps(batch | {"mean_reward": [True] * 5}), "mean_reward must be numbers or null"),
+        (json.dumps(batch | {"step": 10**400}), "OverflowError"),
+        (json.dumps(batch | {"step": "1"}), "step must be whole numbers"),
+        (json.dumps(batch).replace('"step": 1', '"step": 1e400'), "step must be whole numbers"),
+        (json.dumps(batch).replace('"step": 1', '"step": NaN'), "step must be whole numbers"),
+        (json.dumps(batch | {"step": -1}), "step must be whole numbers from 0"),
+        (json.dumps({"step": 1}), "KeyError: 'epoch'"),
+        (json.dumps(batch | {"keys": [1, 2, 3, 4, 5]}), "keys must be a list of text"),
+        (json.dumps(batch | {"keys": "abcde"}), "keys must be a list of text"),
+        (json.dumps(batch | {"keys": []}), "keys must be a list of text"),
+        (json.dumps(batch | {"allocation": 3}), "allocation must be text"),
+        ('{"keys": ' + "[" * 100_000, "RecursionError"),
+        ("\x1b[31m", "JSONDecodeError"),
     ):
         (tmp_path / FILE).write_text(f"{good}{bad}\n{good}")
-        with pytest.raises(ValueError, match=f"Line 2 of .*{FILE} is not a generation batch .*{message}"):
+        with pytest.raises(InvalidInputError, match=f"Line 2 of .*{FILE} is not a generation batch .*{message}"):
             RolloutHistory.load(tmp_path)
 
 
@@ -184,3 +211,25 @@ def test_rewards_without_end_are_still_json(tmp_path):
     record = replace(record_by_hand(), mean_reward=np.array([np.inf, -np.inf, np.nan, 1e30, 0.0]))
     HistoryWriter(tmp_path / FILE).append(record, 1, 0.0, "paper")
     assert lines(tmp_path)[0]["mean_reward"] == [None, None, None, 1e30, 0.0]
+
+
+def test_a_misspelt_folder_gets_a_suggestion(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").mkdir()
+    with pytest.raises(FileNotFoundError, match="output does not exist; did you mean 'outputs'"):
+        RolloutHistory.load("output")
+
+
+def test_it_shows_itself_on_a_line_and_in_a_notebook(tmp_path):
+    (tmp_path / FILE).touch()
+    assert repr(RolloutHistory.load(tmp_path)) == "RolloutHistory(batches 0, prompts 0, rollouts 0)"
+    for step, allocation in ((1, "posterior"), (2, "<b>\x1b[31m")):
+        HistoryWriter(tmp_path / FILE).append(record_by_hand(), step, 0.0, allocation)
+    history = RolloutHistory.load(tmp_path)
+    assert repr(history) == (
+        r"RolloutHistory(batches 2, prompts 5, rollouts 50, steps 1 to 2, allocation posterior, <b>\x1b[31m, tokens 50, "
+        "effective gradient ratio 0.48 at first, 0.48 at last)"
+    )
+    assert r"<td>posterior, &lt;b&gt;\x1b[31m</td>" in history._repr_html_()
+    assert history == history and history != RolloutHistory.load(tmp_path)  # and nothing is raised
+    assert len({history, history}) == 1

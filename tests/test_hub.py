@@ -18,7 +18,9 @@ from loopback_hub import TOKEN
 from trl import GRPOConfig, ModelConfig, ScriptArguments, TrlParser
 
 from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer, SuccessRateTracker
-from trl_knapsack.hub import resolve_config_argument
+from trl_knapsack.errors import InvalidInputError, MissingFileError
+from trl_knapsack.hub import find_success_state, parse_script_arguments, resolve_config_argument
+from trl_knapsack.hub.ownership import is_personal, is_unsorted
 
 
 CPU = {"use_cpu": True, "bf16": False}  # what a machine without a GPU must say of any configuration
@@ -189,14 +191,6 @@ def values_of(option, rng: random.Random):
 @pytest.mark.parametrize("seed", range(5))
 def test_the_round_trip_is_exact(tmp_path, seed):
     rng = random.Random(seed)
-    mine = {"push_to_hub", "do_train", "do_eval", "do_predict", "log_on_each_node", "save_on_each_node", "use_cpu"}
-    mine |= {
-        "trust_remote_code",
-        "hub_always_push",
-        "disable_tqdm",
-        "restore_callback_states_from_checkpoint",
-        "resume_success_state",
-    }
     clash = {
         "load_best_model_at_end",
         "use_transformers_paged",
@@ -207,7 +201,10 @@ def test_the_round_trip_is_exact(tmp_path, seed):
     options = {
         option.name: value
         for option in fields(KnapsackGRPOConfig)
-        if option.name not in mine | clash and rng.random() < 0.5 and (value := values_of(option, rng)) is not None
+        if option.name not in clash
+        and not is_personal(option.name)
+        and rng.random() < 0.7
+        and (value := values_of(option, rng)) is not None
     }
     assert len(options) > 10
     given = KnapsackGRPOConfig(**{"output_dir": "out", **options, **CPU})
@@ -327,6 +324,13 @@ def test_what_is_wrong_is_named(hub, tmp_path, from_hub):
         ("model_init_kwargs: {device_map: auto}", "model_init_kwargs.device_map"),
         ("generation_kwargs: {custom_generate: them/code}", "generation_kwargs.custom_generate"),
         ("generation_kwargs: {a: [{trust_remote_code: true}]}", "generation_kwargs.a.trust_remote_code"),
+        ('generation_kwargs: {"\\e[31m": {trust_remote_code: true}}', r"generation_kwargs.\x1b[31m.trust_remote_code"),
+        ("dataloader_num_workers: 100000", "dataloader_num_workers"),
+        ("save_total_limit: 1", "save_total_limit"),
+        ("save_steps: 1", "save_steps"),
+        ("torch_compile_backend: os.system", "torch_compile_backend"),
+        ("vllm_gpu_memory_utilization: 1.0", "vllm_gpu_memory_utilization"),
+        ("load_best_model_at_end: true", "load_best_model_at_end"),
     ],
 )
 def test_a_stranger_decides_nothing_of_this_machine(hub, content, name):
@@ -335,6 +339,56 @@ def test_a_stranger_decides_nothing_of_this_machine(hub, content, name):
         KnapsackGRPOConfig.from_pretrained("them/theirs", **CPU)
     assert str(error.value).startswith(f"{name} (")
     assert "in knapsack_config.yaml of them/theirs is not for a configuration from the Hub to set" in str(error.value)
+
+
+def test_every_field_of_trl_is_an_experiments_or_the_users():
+    """A new field of TRL is the user's until someone says otherwise, in trl_knapsack/hub/ownership.py."""
+    assert [option.name for option in fields(GRPOConfig) if is_unsorted(option.name)] == []
+    ours = {option.name for option in fields(KnapsackGRPOConfig)} - {option.name for option in fields(GRPOConfig)}
+    assert {name for name in ours if is_personal(name)} == {"resume_success_state"}
+    assert not is_personal("a_field_of_ones_own_script")
+
+
+def test_a_field_that_nobody_sorted_is_the_users(hub, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("trl_knapsack.hub.ownership._EXPERIMENT", {"bf16"})
+    config(temperature=0.5).save_pretrained(tmp_path)
+    assert "temperature" not in (tmp_path / "knapsack_config.yaml").read_text()
+    assert "temperature is not saved: this trl_knapsack does not know whether it is of the experiment" in caplog.text
+    hub.put("me/recipe", knapsack_config__yaml="temperature: 0.5")
+    with pytest.raises(
+        InvalidInputError, match="temperature .0.5. in .* is not for a configuration from the Hub to set"
+    ):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "seed: !!python/object/apply:os.system ['touch touched']",
+            "is not plain YAML: could not determine a constructor",
+        ),
+        ("a: [", "is not plain YAML: while parsing"),
+        ("a: " + "[" * 5000, "is not plain YAML: "),
+        ("a: \xff", "is not plain YAML: "),
+        ("- a", "holds a list, but must hold a mapping"),
+        ("", "holds a NoneType, but must hold a mapping"),
+    ],
+)
+def test_a_file_of_ones_own_that_is_no_yaml_is_a_sentence(tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_bytes(content.encode("latin-1"))
+    with pytest.raises(InvalidInputError, match=f"^mine.yaml {message}"):
+        resolve_config_argument(["--config", "mine.yaml"], (KnapsackGRPOConfig,))
+    with pytest.raises(SystemExit, match=f"^mine.yaml {message}"):
+        parse_script_arguments((KnapsackGRPOConfig,), ["--config", "mine.yaml"])
+    assert not Path("touched").exists()
+
+
+def test_a_file_of_ones_own_may_say_more(tmp_path):
+    (tmp_path / "mine.yaml").write_text("a: &a [1]\nb: *a\nenv: {X: 1}\nsave_steps: 5\n")
+    arguments = ["--config", str(tmp_path / "mine.yaml")]
+    assert resolve_config_argument(arguments, (KnapsackGRPOConfig,)) == arguments
 
 
 def test_rewards_by_name_or_by_path(hub):
@@ -383,6 +437,48 @@ def test_what_is_not_there(hub, tmp_path):
     with pytest.raises(TypeError, match="max_generation"):
         config().save_pretrained(tmp_path)
         load(tmp_path, max_generation=3)
+
+
+def test_a_misspelt_folder_is_not_looked_for_on_the_hub(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config().save_pretrained(tmp_path / "outputs" / "run")
+    for find in (
+        load,
+        lambda name: find_success_state(name),
+        lambda name: resolve_config_argument(["--config", name], ()),
+    ):
+        with pytest.raises(MissingFileError) as error:
+            find("outputs/rnu")
+        assert str(error.value) == (
+            "outputs/rnu does not exist: the folder outputs has nothing of that name; did you mean 'outputs/run', or write "
+            "outputs/rnu@main for a repository of the Hub."
+        )
+        with pytest.raises(
+            MissingFileError, match="has nothing of that name; correct it, or write outputs/elsewhere@main"
+        ):
+            find("outputs/elsewhere")
+    assert hub.requests == []
+    hub.put("outputs/rnu", knapsack_config__yaml="allocation: paper")
+    assert load("outputs/rnu@main").allocation == "paper"
+
+
+def test_what_is_not_on_the_hub_may_have_been_a_folder(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config().save_pretrained(tmp_path / "outputs" / "run")
+    meant = "No folder of that name is here; did you mean 'outputs/run'."
+    with pytest.raises(MissingFileError, match=f"output/run was not found at .* {meant}$"):
+        load("output/run")
+    with pytest.raises(MissingFileError, match=r"if it is private. No folder of that name is here.$"):
+        load("them/theirs")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        MissingFileError, match=f"output/run is not in the cache, and HF_HUB_OFFLINE is set.* {meant}$"
+    ):
+        load("output/run")
+    with pytest.raises(MissingFileError, match="ouptuts/config/run.yaml is no file .* in owner/name; correct it"):
+        load("ouptuts/config/run.yaml")
+    with pytest.raises(MissingFileError, match="outputs/run.yml is no file .*; did you mean 'outputs/run'"):
+        load("outputs/run.yml")
 
 
 def test_a_private_repository(hub, monkeypatch):
@@ -562,7 +658,7 @@ def test_success_rates_are_published_and_used(hub, model, tmp_path, caplog):
         success_state=tmp_path / "first",
     )
     files = hub.files("me/recipe")
-    assert set(files) == {"knapsack_config.yaml", "knapsack_state.json", "knapsack_state.npz", "README.md"}
+    assert set(files) == {"knapsack_config.yaml", "knapsack_state.json", "knapsack_state.safetensors", "README.md"}
     assert 'args.success_state_path = "me/recipe"' in files["README.md"].decode()
     info = json.loads(files["knapsack_state.json"])
     assert info.pop("num_prompts") == len(trainer.success_tracker) > 0
@@ -576,8 +672,8 @@ def test_success_rates_are_published_and_used(hub, model, tmp_path, caplog):
         "success_threshold": 0.5,
         "success_reward_func": None,
     }
-    published = tmp_path / "published.npz"
-    published.write_bytes(files["knapsack_state.npz"])
+    published = tmp_path / "published.safetensors"
+    published.write_bytes(files["knapsack_state.safetensors"])
     tracker = SuccessRateTracker()
     tracker.load(published)
     assert tracker.keys == trainer.success_tracker.keys
@@ -602,33 +698,65 @@ def test_success_rates_are_published_and_used(hub, model, tmp_path, caplog):
 def test_success_rates_that_are_of_nothing(hub, tmp_path):
     tracker = SuccessRateTracker()
     tracker.observe(["a"], [1], [2])
-    tracker.save(tmp_path / "knapsack_state.npz")
+    tracker.save(tmp_path / "knapsack_state.safetensors")
     with pytest.raises(ValueError, match="Nothing says of which dataset the success rates in .* are"):
         config().push_config_to_hub("me/recipe", success_state=tmp_path)
-    with pytest.raises(FileNotFoundError, match="knapsack_state.npz does not exist; name a folder"):
-        config().push_config_to_hub("me/recipe", success_state=tmp_path / "nothing" / "knapsack_state.npz")
+    with pytest.raises(FileNotFoundError, match="knapsack_state.safetensors does not exist, so .*; name a folder"):
+        config().push_config_to_hub("me/recipe", success_state=tmp_path / "nothing" / "knapsack_state.safetensors")
     assert hub.requests == []
+
+
+INFO = {
+    **{"dataset_name": "owner/data", "dataset_config": None, "dataset_train_split": "train", "num_prompts": 1},
+    **{"model_name_or_path": None, "model_revision": None, "prompt_id_column": "name", "success_threshold": 0.5},
+    "success_reward_func": None,
+}
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"config__json": "{}"}, "me/recipe has no knapsack_state.npz"),
-        ({"knapsack_state__npz": b"\x80\x04."}, "knapsack_state.npz of me/recipe is no archive of NumPy arrays"),
+        ({"config__json": "{}"}, "me/recipe has no knapsack_state.safetensors"),
         (
-            {"knapsack_state__npz": None, "knapsack_state__json": "[]"},
+            {"knapsack_state__safetensors": b"\x80\x04."},
+            "knapsack_state.safetensors is not a readable success-rate state",
+        ),
+        (
+            {"knapsack_state__safetensors": None, "knapsack_state__json": "[]"},
             "knapsack_state.json of me/recipe must be a JSON object",
         ),
         (
-            {"knapsack_state__npz": None, "knapsack_state__json": "{}"},
+            {"knapsack_state__safetensors": None, "knapsack_state__json": "{}"},
+            "knapsack_state.json of me/recipe must be a JSON object",
+        ),
+        (
+            {"knapsack_state__safetensors": None, "knapsack_state__json": "[" * 9000},
+            "knapsack_state.json of me/recipe must be a JSON object",
+        ),
+        (
+            {
+                "knapsack_state__safetensors": None,
+                "knapsack_state__json": json.dumps(INFO | {"dataset_name": ["\x1b["]}),
+            },
+            r"dataset_name in knapsack_state.json of me/recipe must be a text, but is \['.x1b\['\]",
+        ),
+        (
+            {
+                "knapsack_state__safetensors": None,
+                "knapsack_state__json": json.dumps(INFO | {"success_threshold": "0.x"}),
+            },
+            "success_threshold in knapsack_state.json of me/recipe must be a number, but is '0.x'",
+        ),
+        (
+            {"knapsack_state__safetensors": None, "knapsack_state__json": json.dumps(INFO | {"more": 1})},
             "knapsack_state.json of me/recipe must be a JSON object",
         ),
     ],
 )
 def test_success_rates_that_are_unfit(hub, model, tmp_path, files, message):
     tracker = SuccessRateTracker()
-    tracker.save(tmp_path / "state.npz")
-    sound = (tmp_path / "state.npz").read_bytes()
+    tracker.save(tmp_path / "state.safetensors")
+    sound = (tmp_path / "state.safetensors").read_bytes()
     hub.put("me/recipe", **{name: sound if content is None else content for name, content in files.items()})
     with pytest.raises((OSError, ValueError), match=message):
         run_of(model, tmp_path / "out", success_state_path="me/recipe")
@@ -638,26 +766,72 @@ def test_success_rates_that_are_unfit(hub, model, tmp_path, files, message):
 def test_success_rates_that_are_no_counts(hub, model, tmp_path, value):
     tracker = SuccessRateTracker()
     tracker.observe(["a", "b"], [1, 1], [2, 2])
-    tracker.save(tmp_path / "state.npz")
-    with np.load(tmp_path / "state.npz") as file:
-        arrays = dict(file)
-    arrays["failures"][1] = value
-    np.savez(tmp_path / "state.npz", **arrays)
-    hub.put("me/recipe", knapsack_state__npz=(tmp_path / "state.npz").read_bytes())
-    with pytest.raises(ValueError, match="field 'failures' has values that are not finite, or negative"):
+    tracker._arrays["failures"][1] = value  # with a digest that is right
+    tracker.save(tmp_path / "state.safetensors")
+    hub.put("me/recipe", knapsack_state__safetensors=(tmp_path / "state.safetensors").read_bytes())
+    with pytest.raises(
+        ValueError, match="knapsack_state.safetensors .*field 'failures' has values that are not finite, or negative"
+    ):
         run_of(model, tmp_path / "out", success_state_path="me/recipe")
 
 
-def test_success_rates_that_unpack_to_too_much(hub, model, tmp_path, monkeypatch):
+def test_success_rates_that_are_too_many(hub, model, tmp_path, monkeypatch):
     tracker = SuccessRateTracker()
     tracker.observe([str(i) for i in range(10_000)], [1] * 10_000, [2] * 10_000)
-    tracker.save(tmp_path / "state.npz")
-    hub.put("me/recipe", knapsack_state__npz=(tmp_path / "state.npz").read_bytes())
+    tracker.save(tmp_path / "state.safetensors")
+    hub.put("me/recipe", knapsack_state__safetensors=(tmp_path / "state.safetensors").read_bytes())
     monkeypatch.setattr("trl_knapsack.hub.states.MAX_STATE_BYTES", 10_000 * 48)
-    with pytest.raises(ValueError, match="knapsack_state.npz of me/recipe unpacks to [0-9]+ bytes, more than 480000"):
+    with pytest.raises(ValueError, match="knapsack_state.safetensors of me/recipe has [0-9]+ bytes, more than 480000"):
         run_of(model, tmp_path / "out", success_state_path="me/recipe")
     monkeypatch.setattr("trl_knapsack.hub.states.MAX_STATE_BYTES", 10_000 * 48 + 200_000)
     assert len(run_of(model, tmp_path / "out", success_state_path="me/recipe").success_tracker) == 10_000
+
+
+def test_a_strangers_words_forge_no_log_line(hub, model, tmp_path, caplog):
+    tracker = SuccessRateTracker()
+    tracker.observe(["elsewhere"], [1], [2])
+    tracker.save(tmp_path / "state.safetensors")
+    said = {
+        "dataset_name": "data\n2026-01-01 ERROR: \x1b[31mremove / now",
+        "dataset_train_split": "\u202e" + "x" * 9000,
+    }
+    hub.put(
+        "them/theirs",
+        knapsack_state__safetensors=(tmp_path / "state.safetensors").read_bytes(),
+        knapsack_state__json=json.dumps(INFO | said),
+    )
+    run_of(model, tmp_path / "out", prompt_id_column="name", success_state_path="them/theirs")
+    (line,) = [record.getMessage() for record in caplog.records if "is known in" in record.getMessage()]
+    assert line.isprintable() and len(line) < 1000
+    assert r"which are of data\n2026-01-01 ERROR: \x1b[31mremove / now, split \u202exxx" in line
+
+
+def test_the_folder_of_a_run_will_do(model, tmp_path):
+    """Where a run was stopped, and left its success rates in checkpoints alone."""
+    tracker = SuccessRateTracker()
+    for step, key in ((9, "older"), (10, "newest")):
+        (tmp_path / "outputs" / f"checkpoint-{step}").mkdir(parents=True)
+        tracker.observe([key], [1], [2])
+        tracker.save(tmp_path / "outputs" / f"checkpoint-{step}" / "knapsack_state.safetensors")
+    trainer = run_of(model, tmp_path / "out", success_state_path=str(tmp_path / "outputs"))
+    assert trainer.success_tracker.keys == ("older", "newest")
+    # A run that is resumed goes on with its checkpoint's own, whatever else is beside it.
+    trainer.success_rate_callback.load(tmp_path / "outputs" / "checkpoint-9")
+    assert trainer.success_tracker.keys == ("older",)
+    (tmp_path / "outputs" / "checkpoint-11").mkdir()
+    with pytest.raises(
+        MissingFileError, match="checkpoint-11 holds no .*; name .* To resume without them, set resume_suc"
+    ):
+        trainer.success_rate_callback.load(tmp_path / "outputs" / "checkpoint-11")
+
+
+def test_the_folder_of_a_run_is_published(hub, tmp_path):
+    (tmp_path / "checkpoint-2").mkdir()
+    tracker = SuccessRateTracker()
+    tracker.save(tmp_path / "checkpoint-2" / "knapsack_state.safetensors")
+    script_args = [ScriptArguments(dataset_name="owner/data")]
+    config().push_config_to_hub("me/recipe", script_args=script_args, success_state=tmp_path)
+    assert "knapsack_state.safetensors" in hub.files("me/recipe")
 
 
 def test_a_folder_of_that_name_comes_first(hub, model, tmp_path, monkeypatch):
@@ -665,7 +839,7 @@ def test_a_folder_of_that_name_comes_first(hub, model, tmp_path, monkeypatch):
     tracker = SuccessRateTracker()
     tracker.observe(["local"], [1], [2])
     (tmp_path / "me" / "recipe").mkdir(parents=True)
-    tracker.save(tmp_path / "me" / "recipe" / "knapsack_state.npz")
+    tracker.save(tmp_path / "me" / "recipe" / "knapsack_state.safetensors")
     trainer = run_of(model, tmp_path / "out", success_state_path="me/recipe")
     assert trainer.success_tracker.keys == ("local",)
     assert hub.requests == []

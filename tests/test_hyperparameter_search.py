@@ -43,8 +43,8 @@ def test_every_trial_has_its_own_folder_and_success_rates(model, tmp_path, hp_na
         run = tmp_path / (f"run-{number}" if hp_name is None else f"trial {number}")
         for state, visits in ((run / "checkpoint-2", 2 * 4), (run, 3 * 4)):
             tracker = SuccessRateTracker()
-            tracker.load(state / "knapsack_state.npz")
+            tracker.load(state / "knapsack_state.safetensors")
             # 4 prompts a step, each seen once in the first epoch of 8 steps: nothing is left of the trial before
             assert len(tracker) == visits
             assert set(tracker.evidence(tracker.keys).visits) == {1}
-    assert not (tmp_path / "knapsack_state.npz").exists()
+    assert not (tmp_path / "knapsack_state.safetensors").exists()

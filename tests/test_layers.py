@@ -85,3 +85,19 @@ def test_lower_layers_load_neither_torch_nor_trl(name):
     code = f"import sys, {', '.join(modules)}; print(sorted({HEAVY!r} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]", modules
+
+
+def test_setup_declares_what_is_imported():
+    theirs = {"torch", "wandb", "trackio", "markupsafe"}  # of trl, jinja2, and whoever logs there
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8").lower()
+    declared = {"yaml" if name == "pyyaml" else name for name in re.findall(r'"([a-z][\w-]*)', setup)}
+    imported = set()
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module.split(".")[0])
+    missing = imported - set(sys.stdlib_module_names) - theirs - {"trl_knapsack"}
+    assert {name for name in missing if name.replace("_", "-") not in {d.replace("_", "-") for d in declared}} == set()
+    assert "safetensors" in missing

@@ -58,7 +58,7 @@ def test_the_card_says_what_the_run_did(model, tmp_path):
         "A completion succeeds if": "the weighted reward is at least 0.5",
     }
     saved = yaml.safe_load((tmp_path / "knapsack_config.yaml").read_text())
-    mine = {"report_to", "disable_tqdm", "use_cpu"}
+    mine = {"report_to", "disable_tqdm", "use_cpu", "save_strategy"}
     assert saved == {name: value for name, value in OPTIONS.items() if name not in mine}
 
     # All else is as TRL has it, and a second card has one section.
@@ -124,7 +124,7 @@ def test_pushed_to_the_hub(hub, model, tmp_path, strategy):
     trainer.push_to_hub(dataset_name="owner/data")
     files = hub.files("me/model")
     assert section(files["README.md"].decode())["Rollouts"] == "64"
-    assert {"model.safetensors", "knapsack_state.npz"} <= set(files)
+    assert {"model.safetensors", "knapsack_state.safetensors"} <= set(files)
     assert ModelCard(files["README.md"].decode()).data.datasets == "owner/data"
 
     args = KnapsackGRPOConfig.from_pretrained(

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import oracle
 import pytest
@@ -62,6 +64,7 @@ def record_by_hand() -> RolloutRecord:
     return RolloutRecord(
         keys=("a", "b", "c", "d", "e"),
         evidence=Evidence(
+            keys=("a", "b", "c", "d", "e"),
             alpha=np.array([8.5, 0.5, 2.5, 0.5, 0.5]),
             beta=np.array([0.5, 8.5, 2.5, 0.5, 0.5]),
             last_rate=np.array([1.0, 0.0, 0.5, np.nan, np.nan]),
@@ -108,3 +111,13 @@ def test_metrics_by_hand():
     ours = sum(oracle.expected_value(a, b, n) for (a, b), n in zip(pairs, [2, 6, 10, 3, 4], strict=True))
     uniform = sum(oracle.expected_value(a, b, 5) for a, b in pairs)
     assert value == pytest.approx(ours / uniform)
+
+
+def test_a_record_shows_itself_on_a_line():
+    record = record_by_hand()
+    assert repr(record) == (
+        "RolloutRecord(5 prompts, 25 rollouts, 2 to 10 a prompt, success rate 0.20, 12 with a gradient)"
+    )
+    assert record == record and record != record_by_hand()  # and nothing is raised
+    unscored = replace(record, trials=np.zeros(5), successes=np.zeros(5))
+    assert "2 to 10 a prompt, none scored, 0 with a gradient" in repr(unscored)

@@ -114,7 +114,7 @@ def test_the_bundled_example_trains(installed, clean):
     flags = ["--max_steps", "2", "--num_eval_problems", "8", "--per_device_train_batch_size", "16"]
     printed = run(installed / "python", ROOT / "examples" / "train_math.py", *flags, **clean)
     assert "held-out accuracy" in printed
-    assert (clean["cwd"] / "outputs" / "train_math-posterior" / "knapsack_state.npz").is_file()
+    assert (clean["cwd"] / "outputs" / "train_math-posterior" / "knapsack_state.safetensors").is_file()
 
 
 def test_metrics_are_found_by_evaluate(installed, clean):

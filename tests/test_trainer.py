@@ -487,7 +487,7 @@ def test_resuming_without_success_rates_on_request(model, tmp_path, caplog):
     assert resumed.records[0].evidence.visits.max() == 0
 
 
-@pytest.mark.parametrize("where", ["run", "run/checkpoint-6", "run/knapsack_state.npz"])
+@pytest.mark.parametrize("where", ["run", "run/checkpoint-6", "run/knapsack_state.safetensors"])
 def test_success_rates_are_carried_into_another_run(model, tmp_path, where, caplog):
     arguments = options(tmp_path / "run", save_strategy="steps", save_steps=6, max_steps=6, prompt_id_column="name")
     first = train(KnapsackGRPOTrainer, model, KnapsackGRPOConfig(**arguments))
@@ -535,7 +535,7 @@ def test_resuming_without_success_rates_is_refused(model, tmp_path):
     arguments = options(tmp_path, save_strategy="steps", save_steps=2, max_steps=2)
     train(GRPOTrainer, model, GRPOConfig(**arguments))
     with pytest.raises(
-        FileNotFoundError, match="checkpoint-2/knapsack_state.npz does not exist.*resume_success_state=False"
+        FileNotFoundError, match="checkpoint-2 holds no knapsack_state.safetensors.*resume_success_state=False"
     ):
         train(KnapsackGRPOTrainer, model, KnapsackGRPOConfig(**arguments), resume=str(tmp_path / "checkpoint-2"))
 

@@ -5,6 +5,7 @@ import os
 import re
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import huggingface_hub
@@ -12,32 +13,35 @@ import transformers
 import trl
 import yaml
 from accelerate.logging import get_logger
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 
+from ..errors import InvalidInputError
+from ..tracking.state_file import STATE_FILE
 from .config_file import CONFIG_FILE
+from .states import ABOUT_FILE
 
 
 logger = get_logger(__name__)
 
 TAGS = ("trl", "grpo", "knapsack-rl")
-PAPER_TITLE = "Knapsack RL: Unlocking Exploration of LLMs via Optimizing Budget Allocation"
-PAPER_ID = "2509.25849"
+PAPER = {"title": "Knapsack RL: Unlocking Exploration of LLMs via Optimizing Budget Allocation", "id": "2509.25849"}
 
 
-def with_section(text: str, name: str, section: str) -> str:
-    """`text` with the section of that name replaced, or added at its end; comments mark where it begins and ends."""
-    begin, end = f"<!-- {name} begins -->", f"<!-- {name} ends -->"
-    marked = f"{begin}\n{section.strip()}\n{end}"
-    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+def with_section(text: str, name: str, rendered: str) -> str:
+    """
+    `text` with its section of that name replaced, or added at its end, by the one in `rendered`; comments mark where one
+    begins and ends. All else in `text` stays.
+    """
+    pattern = re.compile(rf"<!-- {re.escape(name)} begins -->.*<!-- {re.escape(name)} ends -->", re.DOTALL)
+    section = pattern.search(rendered)[0]
     if pattern.search(text):
-        return pattern.sub(lambda _: marked, text, count=1)
-    return f"{text.rstrip()}\n\n{marked}\n"
+        return pattern.sub(lambda _: section, text, count=1)
+    return f"{text.rstrip()}\n\n{section}\n"
 
 
-def table(rows: Mapping[str, str]) -> str:
-    """A Markdown table of two columns, without a head."""
-    lines = [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items()]
-    return "\n".join(["| | |", "|---|---|", *lines])
+def _rendered(template: str, data: ModelCardData, **values: Any) -> ModelCard:
+    path = Path(__file__).with_name("templates") / template
+    return ModelCard.from_template(data, str(path), paper=PAPER, **values)
 
 
 def _cell(text: Any) -> str:
@@ -67,66 +71,46 @@ def config_card(
         description (`str`, *optional*): Markdown for the top of the section.
         has_state (`bool`, *optional*, defaults to `False`): Whether success rates are published beside it.
     """
-    if existing is None:
-        card = ModelCard(f"---\nlibrary_name: trl\n---\n\n# {repo_id.split('/')[-1]}\n")
-    else:
+    from .. import __version__
+
+    card = _rendered(
+        "config_card.md",
+        ModelCardData(library_name="trl"),
+        repo_id=repo_id,
+        description=description,
+        config_file=CONFIG_FILE,
+        state_file=STATE_FILE,
+        about_file=ABOUT_FILE,
+        has_state=has_state,
+        values_yaml=yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True),
+        metrics=_metrics(metrics) if metrics else None,
+        versions={
+            "trl_knapsack": __version__,
+            "TRL": trl.__version__,
+            "Transformers": transformers.__version__,
+            "huggingface_hub": huggingface_hub.__version__,
+        },
+    )
+    if existing is not None:
+        text = card.text
         card = ModelCard(existing, ignore_metadata_errors=True)
+        card.text = with_section(card.text, "knapsack config", text)
     card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *TAGS]))
     if card.data.datasets is None and values.get("dataset_name"):
         card.data.datasets = [values["dataset_name"]]
-    card.text = with_section(
-        card.text, "knapsack config", _config_section(repo_id, values, metrics, description, has_state)
-    )
     return card
 
 
-def _config_section(repo_id, values, metrics, description, has_state) -> str:
-    from .. import __version__
-
-    parts = [
-        "## Configuration for Knapsack GRPO",
-        description,
-        f"`{CONFIG_FILE}` is a configuration of [TRL](https://github.com/huggingface/trl)'s GRPO with a rollout budget "
-        f"for every prompt, as in [{PAPER_TITLE}](https://huggingface.co/papers/{PAPER_ID}). It says what differs from the "
-        f"defaults:\n\n```yaml\n{yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)}```",
-        "### How to use it",
-        "With trl_knapsack, in a script that reads its arguments with TRL's "
-        f"`TrlParser`:\n\n```bash\naccelerate launch examples/train_math.py --config {repo_id}\n```",
-        "or in Python, where any field can be set anew:\n\n```python\nfrom trl_knapsack import KnapsackGRPOConfig\n\n"
-        f'args = KnapsackGRPOConfig.from_pretrained("{repo_id}", output_dir="outputs")\n```',
-    ]
-    if has_state:
-        parts.append(
-            "`knapsack_state.npz` holds the success rates of the prompts, and `knapsack_state.json` says what they are "
-            "of. A run on the same prompts needs no uniform first epoch with them:\n\n"
-            f'```python\nargs.success_state_path = "{repo_id}"\n```'
-        )
-    if metrics:
-        parts += ["### Measured effect", _metrics_table(metrics)]
-    parts += [
-        "### Versions",
-        table(
-            {
-                "trl_knapsack": __version__,
-                "TRL": trl.__version__,
-                "Transformers": transformers.__version__,
-                "huggingface_hub": huggingface_hub.__version__,
-            }
-        ),
-    ]
-    return "\n\n".join(part.strip() for part in parts if part)
-
-
-def _metrics_table(metrics: Mapping[str, Any]) -> str:
+def _metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of the table of metrics, and its rows: a name and the numbers under each column."""
     by_contender = {name: value if isinstance(value, Mapping) else {"value": value} for name, value in metrics.items()}
     columns = list(dict.fromkeys(column for row in by_contender.values() for column in row))
-    lines = ["| metric | " + " | ".join(map(_cell, columns)) + " |", "|---|" + "--:|" * len(columns)]
     for name, row in by_contender.items():
         for column, value in row.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise ValueError(f"metrics[{name!r}] ({column}: {value!r}) must be a number that was measured.")
-        lines.append(f"| {_cell(name)} | " + " | ".join(_number(row.get(column)) for column in columns) + " |")
-    return "\n".join(lines)
+                raise InvalidInputError(f"metrics[{name!r}] ({column}: {value!r}) must be a number that was measured.")
+    rows = [(_cell(name), [_number(row.get(column)) for column in columns]) for name, row in by_contender.items()]
+    return {"columns": [_cell(column) for column in columns], "rows": rows}
 
 
 def _number(value: float | None) -> str:
@@ -143,6 +127,8 @@ def complete_model_card(trainer: Any) -> None:
     Args:
         trainer ([`KnapsackGRPOTrainer`]): The trainer, on the main process.
     """
+    from .. import __version__
+
     folder = trainer.args.output_dir
     try:
         trainer.args.save_pretrained(folder)
@@ -152,14 +138,19 @@ def complete_model_card(trainer: Any) -> None:
     if os.path.isfile(path):
         with open(path, encoding="utf-8") as file:
             card = file.read()
-        section = _training_section(trainer, os.path.isfile(os.path.join(folder, CONFIG_FILE)))
+        rendered = _rendered(
+            "training_section.md",
+            ModelCardData(library_name="trl"),
+            version=__version__,
+            rows={name: _cell(value) for name, value in _of_run(trainer).items()},
+            config_file=CONFIG_FILE if os.path.isfile(os.path.join(folder, CONFIG_FILE)) else None,
+        )
         with open(path, "w", encoding="utf-8") as file:
-            file.write(with_section(card, "knapsack training", section))
+            file.write(with_section(card, "knapsack training", rendered.text))
 
 
-def _training_section(trainer: Any, has_config: bool) -> str:
-    from .. import __version__
-
+def _of_run(trainer: Any) -> dict[str, str]:
+    """What was particular to the run, for a table."""
     args, tracker = trainer.args, trainer.success_tracker
     if trainer.success_func is not None:
         success = "a rule of the user's own"
@@ -174,20 +165,11 @@ def _training_section(trainer: Any, has_config: bool) -> str:
     # As the trainer counts: a generation batch for so many forward and backward passes
     passes = trainer.state.global_step * args.gradient_accumulation_steps
     batches = math.ceil(passes / (args.steps_per_generation * args.num_iterations))
-    rows |= {
+    return rows | {
         "Rollouts": f"{batches * args.generation_batch_size:,}",
         "Prompts with a success rate": f"{len(tracker):,}",
         "A completion succeeds if": success,
     }
-    parts = [
-        "## Rollout budgets",
-        "Every prompt had its own number of generations, by what was known of its success rate, out of the same total: "
-        f"[{PAPER_TITLE}](https://huggingface.co/papers/{PAPER_ID}), with trl_knapsack {__version__}.",
-        table(rows),
-    ]
-    if has_config:
-        parts.append(f"All options are in `{CONFIG_FILE}`, which `KnapsackGRPOConfig.from_pretrained` reads.")
-    return "\n\n".join(parts)
 
 
 def _seen(log_history: Sequence[Mapping[str, float]]) -> dict[str, str]:

@@ -15,7 +15,10 @@ from typing import Any
 import trl
 import yaml
 
+from ..errors import InvalidInputError
+from ..tracking.text import printable
 from .field_types import Misfit, fit, one_of
+from .ownership import is_unsorted, is_yours
 
 
 logger = logging.getLogger(__name__)
@@ -23,45 +26,11 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE = "knapsack_config.yaml"
 MAX_BYTES = 64 * 1024  # a configuration with every field set has a quarter of it
 
-# What concerns one machine, one account, or one run, and not the recipe; and what would run code from elsewhere.
-_PERSONAL = {
-    *("output_dir", "overwrite_output_dir", "logging_dir", "run_name", "project", "report_to", "disable_tqdm"),
-    *("push_to_hub", "log_completions_hub_repo", "resume_from_checkpoint", "resume_success_state"),
-    *("use_cpu", "no_cuda", "use_mps_device", "local_rank", "deepspeed", "accelerator_config", "parallelism_config"),
-    *("do_train", "do_eval", "do_predict", "debug", "log_on_each_node", "save_on_each_node"),
-    *("vllm_server_base_url", "vllm_server_host", "vllm_server_port", "vllm_group_port"),
-    *("restore_callback_states_from_checkpoint", "trust_remote_code"),
-}
-_PERSONAL_PREFIXES = ("hub_", "trackio_", "push_to_hub_", "log_level", "ddp_", "fsdp")
-
 # Names on the Hub are part of the recipe, places on this machine are not.
 _NAMES_OR_PATHS = ("model_name_or_path", "reward_model_name_or_path", "dataset_name", "success_state_path")
 
-# What a configuration from the Hub may ask of the model's loading: numbers and names, no code.
-_SAFE_MODEL_KWARGS = {
-    *("revision", "dtype", "torch_dtype", "attn_implementation", "use_cache"),
-    *("rope_scaling", "rope_parameters", "max_position_embeddings", "sliding_window"),
-}
-_RUNS_CODE = {"trust_remote_code", "custom_generate", "code_revision", "weights_only", "use_kernels", "kernel_config"}
-
 _SECRET_NAME = re.compile(r"(^|[_.])(token|secret|password|passwd|api_?key|access_?key)$", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bghp_[A-Za-z0-9]{20,}")
-
-
-def is_personal(name: str) -> bool:
-    """Whether a field concerns one machine, account or run: not saved, and not accepted from the Hub."""
-    return name in _PERSONAL or name.startswith(_PERSONAL_PREFIXES)
-
-
-def _is_yours(name: str, path: str, key: str, item: Any) -> bool:
-    """Whether `item`, at `path` within the field `name`, is for the user of a machine alone to decide."""
-    return (
-        is_personal(key)
-        or key in _RUNS_CODE
-        or (key == "attn_implementation" and "/" in str(item))  # a kernel from the Hub is code
-        or (key == "reward_funcs" and "." in str(item))  # and so is a function by its path
-        or (name == "model_init_kwargs" and path.count(".") == 1 and key not in _SAFE_MODEL_KWARGS)
-    )
 
 
 # ------------------------------------------------------------------------------------------------------- writing
@@ -83,7 +52,12 @@ def recipe(config: Any, script_args: Sequence[Any] = ()) -> dict[str, Any]:
         for name, value in as_given(part).items():
             if name in _NAMES_OR_PATHS and value is not None and _is_a_place(value):
                 continue
-            if not _is_yours(name, name, name, value):
+            if is_unsorted(name):
+                logger.warning(
+                    f"{name} is not saved: this trl_knapsack does not know whether it is of the experiment or of your "
+                    "machine; whoever uses the configuration must set it."
+                )
+            elif not is_yours(name, name, name, value):
                 values[name] = _shared(name, name, _plain(name, value))
     return values
 
@@ -125,7 +99,7 @@ def _shared(name: str, path: str, value: Any) -> Any:
         return value
     kept = {}
     for key, item in value.items():
-        if not _is_yours(name, f"{path}.{key}", key, item):
+        if not is_yours(name, f"{path}.{key}", key, item):
             kept[key] = _shared(name, f"{path}.{key}", item)
         elif item:
             logger.warning(f"{path}.{key} ({item!r}) is not saved: whoever uses the configuration must set it.")
@@ -142,7 +116,9 @@ def _plain(name: str, value: Any) -> Any:
         return value.value
     if isinstance(value, str):
         if _SECRET_VALUE.search(value) or (value and _SECRET_NAME.search(name)):
-            raise ValueError(f"{name} looks like a secret, and would be published; remove it from the configuration.")
+            raise InvalidInputError(
+                f"{name} looks like a secret, and would be published; remove it from the configuration."
+            )
         return str(value)
     if value is None or isinstance(value, bool | int | float):
         return value
@@ -152,7 +128,7 @@ def _plain(name: str, value: Any) -> Any:
         return [_plain(f"{name}[{place}]", item) for place, item in enumerate(value)]
     if type(value).__module__ == "torch" and type(value).__name__ == "dtype":
         return str(value).removeprefix("torch.")
-    raise ValueError(
+    raise InvalidInputError(
         f"{name} is a {type(value).__name__}, which a YAML file can't hold; give it in code, outside of the configuration."
     )
 
@@ -183,19 +159,41 @@ def read_config_file(path: str | os.PathLike, source: str | None = None) -> dict
     source = source or str(path)
     size = os.path.getsize(path)
     if size > MAX_BYTES:
-        raise ValueError(
+        raise InvalidInputError(
             f"{source} has {size} bytes, but a configuration has at most {MAX_BYTES}; is it another file?"
         )
     try:
-        values = yaml.load(Path(path).read_bytes(), Loader=_Loader)  # noqa: S506, a safe loader
+        values = yaml.load(Path(path).read_bytes(), Loader=_Loader)  # a safe loader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{source} is not plain YAML: {reason}. It was not used.") from error
+        raise _not_plain(source, error) from error
+    return _mapping(values, source)
+
+
+def check_own_file(path: str | os.PathLike) -> None:
+    """
+    Whether [`~trl.TrlParser`] can read a file of the user's own, which may say what it likes, but no Python.
+
+    Raises:
+        `InvalidInputError` (a `ValueError`): if it is no YAML, or no mapping.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_bytes())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise _not_plain(str(path), error) from error
+    _mapping(values, str(path))
+
+
+def _mapping(values: Any, source: str) -> dict[str, Any]:
     if not isinstance(values, dict):
-        raise ValueError(
+        raise InvalidInputError(
             f"{source} holds a {type(values).__name__}, but must hold a mapping: one `field: value` a line."
         )
     return values
+
+
+def _not_plain(source: str, error: Exception) -> InvalidInputError:
+    reason = printable(" ".join(str(error).split())) or type(error).__name__
+    return InvalidInputError(f"{source} is not plain YAML: {reason}. It was not used.")
 
 
 def checked_fields(
@@ -217,9 +215,11 @@ def checked_fields(
     checked = {}
     for name, value in values.items():
         if name == "env":
-            raise ValueError(f"env in {source} sets environment variables, which is yours to do; remove it there.")
+            raise InvalidInputError(
+                f"env in {source} sets environment variables, which is yours to do; remove it there."
+            )
         if name not in known:
-            raise ValueError(_unknown(name, known, dataclass_types, source))
+            raise InvalidInputError(_unknown(name, known, dataclass_types, source))
         option, hint = known[name]
         try:
             value = fit(value, hint)
@@ -229,7 +229,7 @@ def checked_fields(
         except Misfit as misfit:
             is_word = isinstance(value, bool) and ("a text" in str(misfit) or "one of" in str(misfit))
             remedy = "quote a word such as no or off, which YAML reads as false" if is_word else "correct it there"
-            raise ValueError(f"{name} in {source} must be {misfit}, but is {_shown(value)}; {remedy}.") from None
+            raise InvalidInputError(f"{name} in {source} must be {misfit}, but is {_cut(value)}; {remedy}.") from None
         if from_hub:  # after the type, as a text may hold JSON
             _check_foreign(name, value, source)
         checked[name] = value
@@ -249,20 +249,19 @@ def _unknown(name: Any, known: dict[str, Any], dataclass_types: Sequence[type], 
         if close
         else f"remove it, or install a TRL that has it (this is {trl.__version__})."
     )
-    return f"{name!r} in {source} is no field of {', '.join(cls.__name__ for cls in dataclass_types)}; {remedy}"
+    return f"{_cut(name)} in {source} is no field of {', '.join(cls.__name__ for cls in dataclass_types)}; {remedy}"
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+def _cut(value: Any) -> str:
+    return printable(repr(value), 200)
 
 
 def _check_foreign(name: str, value: Any, source: str) -> None:
     """Refuse what a stranger's configuration may not decide."""
     for path, key, item in _walk(name, name, value):
-        if _is_yours(name, path, key, item):
-            raise ValueError(
-                f"{path} ({_shown(item)}) in {source} is not for a configuration from the Hub to set, because it concerns "
+        if is_yours(name, path, key, item):
+            raise InvalidInputError(
+                f"{printable(path)} ({_cut(item)}) in {source} is not for a configuration from the Hub to set, because it concerns "
                 "your machine, your accounts, or code to run; remove it there, and set it yourself if you want it."
             )
 

@@ -10,8 +10,10 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from trl import ModelConfig, ScriptArguments, TrlParser
 
+from ..errors import MissingFileError
+from ..tracking.state_file import did_you_mean
 from .cards import config_card
-from .config_file import CONFIG_FILE, checked_fields, read_config_file, recipe, write_config_file
+from .config_file import CONFIG_FILE, check_own_file, checked_fields, read_config_file, recipe, write_config_file
 from .files import download_file, hub_errors, is_repository
 from .states import write_success_state
 
@@ -127,7 +129,7 @@ class HubConfig:
             script_args (`Sequence[dataclass]`, *optional*):
                 As for [`~KnapsackGRPOConfig.save_pretrained`].
             success_state (`str` or `os.PathLike`, *optional*):
-                Checkpoint or output folder of a run, or the `knapsack_state.npz` in it: its success rates are
+                Checkpoint or output folder of a run, or the `knapsack_state.safetensors` in it: its success rates are
                 published beside the configuration. Needs the `dataset_name` in `script_args`, to say what they are of.
             metrics (`Mapping[str, Any]`, *optional*):
                 What you measured, for the README: numbers by name, or by name and contender, as in
@@ -213,6 +215,8 @@ def resolve_config_argument(
     if from_hub:
         source = f"{CONFIG_FILE} of {name}"
         checked_fields(read_config_file(path, source), dataclass_types, source, from_hub=True)
+    else:
+        check_own_file(path)  # the parser would show a traceback
     arguments[place] = path
     return arguments
 
@@ -253,13 +257,14 @@ def local_config_file(name: str, **download) -> tuple[str, bool]:
     if os.path.isdir(name):
         path = os.path.join(name, CONFIG_FILE)
         if not os.path.isfile(path):
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{name} has no {CONFIG_FILE}; save one there with config.save_pretrained({name!r})."
             )
         return path, False
     if not is_repository(name):
-        raise FileNotFoundError(
-            f"{name} is no file and no folder, and no name of a repository on the Hub, as in owner/name; correct it."
+        raise MissingFileError(
+            f"{name} is no file and no folder, and no name of a repository on the Hub, as in owner/name; "
+            f"{did_you_mean(name) or 'correct it'}."
         )
     return download_file(name, CONFIG_FILE, **download), True
 

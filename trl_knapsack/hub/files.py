@@ -13,20 +13,38 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from ..errors import HubError, MissingFileError
+from ..tracking.state_file import did_you_mean
+from ..tracking.text import printable
+
 
 # "owner/name", or "owner/name@revision"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_FILE_ENDINGS = (".yaml", ".yml", ".json", ".npz")
+_FILE_ENDINGS = (".yaml", ".yml", ".json", ".npz", ".safetensors")
 
 
 def is_repository(name: str) -> bool:
-    """Whether `name` can be a repository of the Hub: `owner/name`, or `owner/name@revision`, and nothing local."""
-    return (
-        _REPOSITORY.fullmatch(name) is not None
-        and not name.lower().endswith(_FILE_ENDINGS)
-        and name.split("/")[0] not in (".", "..")
-        and not os.path.exists(name)
-    )
+    """
+    Whether `name` can be a repository of the Hub: `owner/name`, or `owner/name@revision`, and nothing local.
+
+    Raises:
+        `MissingFileError` (a `FileNotFoundError`): if there is a folder `owner` here, so that something in it was meant;
+            with a revision the Hub is meant.
+    """
+    if (
+        _REPOSITORY.fullmatch(name) is None
+        or name.lower().endswith(_FILE_ENDINGS)
+        or name.split("/")[0] in (".", "..")
+        or os.path.exists(name)
+    ):
+        return False
+    owner = name.split("/")[0]
+    if "@" not in name and os.path.isdir(owner):
+        raise MissingFileError(
+            f"{name} does not exist: the folder {owner} has nothing of that name; "
+            f"{did_you_mean(name) or 'correct it'}, or write {name}@main for a repository of the Hub."
+        )
+    return True
 
 
 def download_file(name: str, file: str, *, revision: str | None = None, **download) -> str:
@@ -40,7 +58,7 @@ def download_file(name: str, file: str, *, revision: str | None = None, **downlo
         download: Further arguments of [`~huggingface_hub.hf_hub_download`].
 
     Raises:
-        `OSError`: in one sentence that says what to do.
+        `MissingFileError` (a `FileNotFoundError`), `HubError` (an `OSError`): in one sentence that says what to do.
     """
     repo_id, _, in_name = name.partition("@")
     revision = in_name or revision
@@ -83,8 +101,13 @@ class hub_errors:  # noqa: N801, a context manager
         elif type(error).__module__.split(".")[0].startswith("httpx") and not isinstance(error, HfHubHTTPError):
             message = f"{constants.ENDPOINT} can't be reached ({error}); check your connection."
         elif isinstance(error, HfHubHTTPError):
-            message = f"The Hub refused: {' '.join(str(error).split())}"
+            message = f"The Hub refused: {printable(' '.join(str(error).split()))}"
         else:
             return
+        if self.file and not isinstance(
+            error, RevisionNotFoundError | HFValidationError
+        ):  # a folder may have been meant
+            close = did_you_mean(repo_id)
+            message += f" No folder of that name is here{close and f'; {close}?'}" + ("" if close else ".")
         missing = isinstance(error, RepositoryNotFoundError | RevisionNotFoundError | EntryNotFoundError)
-        raise (FileNotFoundError if missing else OSError)(message) from error
+        raise (MissingFileError if missing else HubError)(message) from error

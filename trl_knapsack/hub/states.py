@@ -3,20 +3,23 @@
 import json
 import os
 import shutil
-import zipfile
+import typing
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..tracking.state_file import STATE_FILE
+from ..errors import InvalidInputError, MissingFileError
+from ..tracking.state_file import STATE_FILE, find_state
+from ..tracking.text import printable
 from ..tracking.tracker import SuccessRateTracker
 from .config_file import MAX_BYTES
+from .field_types import Misfit, fit
 from .files import download_file, is_repository
 
 
 ABOUT_FILE = "knapsack_state.json"
-MAX_STATE_BYTES = 2 * 1024**3  # unpacked; a million prompts have a tenth of it
+MAX_STATE_BYTES = 2 * 1024**3  # a million prompts have a twentieth of it
 
 
 @dataclass(frozen=True)
@@ -63,22 +66,19 @@ def write_success_state(
 
     Args:
         folder (`str` or `os.PathLike`): Folder to be published.
-        state (`str` or `os.PathLike`): A checkpoint or output folder, or the `knapsack_state.npz` in it.
+        state (`str` or `os.PathLike`): A checkpoint or output folder, or the `knapsack_state.safetensors` in it.
         config ([`KnapsackGRPOConfig`]): Configuration of the run.
         script_args (`Sequence[dataclass]`): Those of TRL's `ScriptArguments` and `ModelConfig`.
 
     Raises:
         `FileNotFoundError`, `ValueError`: if there are no success rates, or nothing says which dataset they are of.
     """
-    state = Path(state)
-    file = state / STATE_FILE if state.is_dir() else state
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist; name a folder that KnapsackGRPOTrainer wrote.")
+    file = find_state(state)
     tracker = SuccessRateTracker()
     tracker.load(file)  # says what is wrong with it
     said = {name: value for part in script_args for name, value in vars(part).items()}
     if not said.get("dataset_name"):
-        raise ValueError(
+        raise InvalidInputError(
             f"Nothing says of which dataset the success rates in {file} are, and without it they help nobody; pass "
             "script_args=[ScriptArguments(dataset_name=...), ModelConfig(model_name_or_path=...)]."
         )
@@ -103,7 +103,7 @@ def find_success_state(name: str) -> tuple[str, SuccessStateInfo | None]:
     Where the success rates that `success_state_path` names are on this machine, and what they are of, if that is known.
 
     Args:
-        name (`str`): A checkpoint or output folder, a `knapsack_state.npz`, or a repository of the Hub: `owner/name`,
+        name (`str`): A checkpoint or output folder, a `knapsack_state.safetensors`, or a repository of the Hub: `owner/name`,
             or `owner/name@revision`.
 
     Raises:
@@ -111,36 +111,45 @@ def find_success_state(name: str) -> tuple[str, SuccessStateInfo | None]:
         `ValueError`: if what a repository has is not fit for use.
     """
     if not is_repository(name):
-        about = Path(name, ABOUT_FILE) if os.path.isdir(name) else Path(name).with_name(ABOUT_FILE)
-        return name, _read_info(about, str(about)) if about.is_file() else None
+        file = find_state(name)
+        about = file.with_name(ABOUT_FILE)
+        return str(file), _read_info(about, str(about)) if about.is_file() else None
     path = download_file(name, STATE_FILE)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
-    except zipfile.BadZipFile as error:
-        raise ValueError(
-            f"{STATE_FILE} of {name} is no archive of NumPy arrays ({error}); it was not used."
-        ) from error
-    if unpacked > MAX_STATE_BYTES:
-        raise ValueError(
-            f"{STATE_FILE} of {name} unpacks to {unpacked} bytes, more than {MAX_STATE_BYTES}; it was not used."
+    size = os.path.getsize(path)
+    if size > MAX_STATE_BYTES:
+        raise InvalidInputError(
+            f"{STATE_FILE} of {name} has {size} bytes, more than {MAX_STATE_BYTES}; it was not used."
         )
     try:
         about = download_file(name, ABOUT_FILE)
-    except FileNotFoundError:  # a model's repository, where the trainer put the success rates alone
+    except MissingFileError:  # a model's repository, where the trainer put the success rates alone
         return path, None
     return path, _read_info(about, f"{ABOUT_FILE} of {name}")
 
 
 def _read_info(path: str | os.PathLike, source: str) -> SuccessStateInfo:
+    """What a file says of success rates. It may be anyone's and goes into logs, so its text is made fit to show."""
     if os.path.getsize(path) > MAX_BYTES:
-        raise ValueError(f"{source} has more than {MAX_BYTES} bytes; it was not used.")
-    names = [field.name for field in fields(SuccessStateInfo)]
+        raise InvalidInputError(f"{printable(source)} has more than {MAX_BYTES} bytes; it was not used.")
+    hints = typing.get_type_hints(SuccessStateInfo)
     try:
-        info = SuccessStateInfo(**json.loads(Path(path).read_text(encoding="utf-8")))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{source} must be a JSON object with {', '.join(names)}: {error}") from error
-    return info
+        said = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(said, dict) or set(said) != set(hints):
+            raise ValueError("it has other fields, or none")
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(
+            f"{printable(source)} must be a JSON object with {', '.join(hints)}: {printable(str(error), 200)}."
+        ) from None
+    values = {}
+    for name, hint in hints.items():
+        try:
+            value = fit(said[name], hint)
+        except Misfit as misfit:
+            raise InvalidInputError(
+                f"{name} in {printable(source)} must be {misfit}, but is {printable(repr(said[name]), 200)}."
+            ) from None
+        values[name] = printable(value, 200) if isinstance(value, str) else value
+    return SuccessStateInfo(**values)
 
 
 def _public_name(name: str | None) -> str | None:

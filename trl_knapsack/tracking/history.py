@@ -11,33 +11,37 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InvalidInputError, MissingFileError
 from .records import RolloutRecord
+from .state_file import MAX_COUNT, did_you_mean
+from .text import html_table, printable
 
 
 HISTORY_FILE = "knapsack_records.jsonl"
 
+# What a line holds: type, least and most. Null stands for a number that is not known.
 _PER_BATCH = {
-    "step": np.int64,
-    "epoch": np.float64,
-    "allocation": np.str_,
-    "solver_seconds": np.float64,
-    "rank_imbalance": np.float64,
+    "step": (np.int64, 0, 1e15),
+    "epoch": (np.float64, 0, 1e15),
+    "allocation": (np.str_, None, None),
+    "solver_seconds": (np.float64, 0, math.inf),
+    "rank_imbalance": (np.float64, 0, math.inf),
 }
 _PER_PROMPT = {
-    "counts": np.int64,
-    "successes": np.int64,
-    "trials": np.int64,
-    "tokens": np.int64,
-    "mixed": np.bool_,
-    "mean_reward": np.float64,
-    "alpha": np.float64,
-    "beta": np.float64,
-    "last_rate": np.float64,
-    "visits": np.int64,
+    "counts": (np.int64, 0, MAX_COUNT),
+    "successes": (np.int64, 0, MAX_COUNT),
+    "trials": (np.int64, 0, MAX_COUNT),
+    "tokens": (np.int64, 0, MAX_COUNT),
+    "mixed": (np.bool_, 0, 1),
+    "mean_reward": (np.float64, -math.inf, math.inf),
+    "alpha": (np.float64, 0, math.inf),
+    "beta": (np.float64, 0, math.inf),
+    "last_rate": (np.float64, 0, 1),
+    "visits": (np.int64, 0, MAX_COUNT),
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)  # equal is only itself: arrays have no one answer
 class RolloutHistory:
     """
     The `T` generation batches of a run, in order. Their `N` groups, prompts times visits, lie one after the other.
@@ -93,6 +97,26 @@ class RolloutHistory:
 
     def __len__(self) -> int:
         return len(self.step)
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{name} {value}" for name, value in self._in_short().items())
+        return f"RolloutHistory({said})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        return html_table("Rollout history", self._in_short())
+
+    def _in_short(self) -> dict[str, str]:
+        short = {"batches": f"{len(self):,}", "prompts": f"{len(self.keys):,}", "rollouts": f"{self.counts.sum():,}"}
+        if not len(self):
+            return short
+        ratio = self.effective_gradient_ratio
+        return short | {
+            "steps": f"{self.step[0]} to {self.step[-1]}",
+            "allocation": ", ".join(dict.fromkeys(printable(name, 40) for name in self.allocation)),
+            "tokens": f"{self.tokens.sum():,}",
+            "effective gradient ratio": f"{ratio[0]:.2f} at first, {ratio[-1]:.2f} at last",
+        }
 
     @property
     def believed_rate(self) -> np.ndarray:
@@ -150,15 +174,13 @@ class RolloutHistory:
 
         Raises:
             `FileNotFoundError`: if there is none.
-            `ValueError`: if a line is not one of a history, with its number.
+            `ValueError`: if a line is not one of a history, with the file, the line's number and what is wrong.
         """
         path = Path(path)
         file = path / HISTORY_FILE if path.is_dir() else path
         if not file.is_file():
-            raise FileNotFoundError(
-                f"{file} does not exist; name the output_dir of a run of KnapsackGRPOTrainer, "
-                f"or the {HISTORY_FILE} in it."
-            )
+            remedy = f"name the output_dir of a run of KnapsackGRPOTrainer, or the {HISTORY_FILE} in it"
+            raise MissingFileError(f"{printable(str(file))} does not exist; {did_you_mean(path) or remedy}.")
         index: dict[str, int] = {}
         batches = [arrays for _, arrays in _read(file, index)]
 
@@ -166,14 +188,14 @@ class RolloutHistory:
             return np.concatenate([np.empty(0, dtype), *(batch[name] for batch in batches)])
 
         per_batch = {
-            name: np.array([batch[name] for batch in batches], dtype=dtype) for name, dtype in _PER_BATCH.items()
+            name: np.array([batch[name] for batch in batches], dtype=dtype) for name, (dtype, *_) in _PER_BATCH.items()
         }
         return cls(
             keys=tuple(index),
             batch=np.repeat(np.arange(len(batches)), [len(batch["prompt"]) for batch in batches]),
             prompt=joined("prompt", np.int64),
             **per_batch,
-            **{name: joined(name, dtype) for name, dtype in _PER_PROMPT.items()},
+            **{name: joined(name, dtype) for name, (dtype, *_) in _PER_PROMPT.items()},
         )
 
 
@@ -227,7 +249,7 @@ class HistoryWriter:
             "solver_seconds": round(record.solver_seconds, 6),
             "rank_imbalance": round(float(record.rank_imbalance), 6),
             "keys": record.keys,
-            **{name: _plain(values, _PER_PROMPT[name]) for name, values in arrays.items()},
+            **{name: _plain(values, _PER_PROMPT[name][0]) for name, values in arrays.items()},
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab") as file:  # one write, so that a crash cuts at most this line short
@@ -251,19 +273,47 @@ def _read(file: Path, index: dict[str, int]) -> Iterator[tuple[int, dict[str, An
             end += len(line)
             try:
                 yield end, _arrays_of(json.loads(line), index)
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"Line {number} of {file} is not a generation batch ({type(error).__name__}: {error}); "
-                    "restore the file, or remove the line."
+            # RecursionError of lists within lists, OverflowError of numbers without end
+            except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+                kind = "" if isinstance(error, InvalidInputError) else f"{type(error).__name__}: "
+                raise InvalidInputError(
+                    f"Line {number} of {printable(str(file))} is not a generation batch "
+                    f"({kind}{printable(str(error), 200)}); restore the file, or remove the line."
                 ) from error
 
 
 def _arrays_of(line: dict[str, Any], index: dict[str, int]) -> dict[str, Any]:
+    """The fields of a line, each checked; a hand or another program may have written it."""
     line = {"allocation": ""} | line  # not vital
-    arrays = {name: dtype(line[name]) for name, dtype in _PER_BATCH.items()}
-    arrays["prompt"] = np.array([index.setdefault(key, len(index)) for key in line["keys"]], dtype=np.int64)
-    for name, dtype in _PER_PROMPT.items():
-        arrays[name] = np.array(line[name], dtype=dtype)  # null becomes NaN
-        if arrays[name].shape != arrays["prompt"].shape:
-            raise ValueError(f"{name} has {arrays[name].size} values for {len(arrays['prompt'])} keys")
+    arrays = {name: _checked(name, [line[name]], *rule)[0] for name, rule in _PER_BATCH.items()}
+    keys = line["keys"]
+    if not isinstance(keys, list) or not keys or not set(map(type, keys)) <= {str}:
+        raise InvalidInputError("keys must be a list of text")
+    for name, rule in _PER_PROMPT.items():
+        arrays[name] = _checked(name, line[name], *rule)
+        if len(arrays[name]) != len(keys):
+            raise InvalidInputError(f"{name} has {len(arrays[name])} values for {len(keys)} keys")
+    for less, more in (("successes", "trials"), ("trials", "counts")):
+        if (arrays[less] > arrays[more]).any():
+            raise InvalidInputError(f"{less} must not exceed {more}")
+    arrays["prompt"] = np.array([index.setdefault(key, len(index)) for key in keys], dtype=np.int64)
     return arrays
+
+
+def _checked(name: str, values: Any, dtype: Any, low: float | None, high: float | None) -> np.ndarray:
+    """`values` as an array of shape `(len(values),)`, if they are of the type and within the range."""
+    allowed, what = {
+        np.str_: ({str}, "text"),
+        np.int64: ({int}, "whole numbers"),
+        np.bool_: ({int}, "0 or 1"),
+        np.float64: ({int, float, type(None)}, "numbers or null"),
+    }[dtype]
+    if not isinstance(values, list) or not set(map(type, values)) <= allowed:
+        raise InvalidInputError(f"{name} must be {what}")
+    if dtype is np.str_:
+        return np.array(values, dtype=dtype)
+    numbers = np.array(values, dtype=np.float64 if dtype is np.float64 else np.int64)  # null becomes NaN
+    if not (((numbers >= low) & (numbers <= high)) | np.isnan(numbers)).all():
+        within = "" if dtype is np.bool_ else f" from {low:g} to {high:g}"
+        raise InvalidInputError(f"{name} must be {what}{within}")
+    return numbers.astype(dtype)

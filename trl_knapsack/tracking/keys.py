@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InvalidInputError
+
 
 def prompt_key(row: Mapping[str, Any], prompt_id_column: str | None = None) -> str:
     """
@@ -26,7 +28,7 @@ def prompt_key(row: Mapping[str, Any], prompt_id_column: str | None = None) -> s
     """
     if prompt_id_column is not None:
         if row.get(prompt_id_column) is None:
-            raise ValueError(
+            raise InvalidInputError(
                 f"prompt_id_column {prompt_id_column!r} has no value in a row with columns {sorted(row)}; "
                 "give every row an id, or leave prompt_id_column unset to key prompts by content."
             )
@@ -37,7 +39,7 @@ def prompt_key(row: Mapping[str, Any], prompt_id_column: str | None = None) -> s
         try:
             _hash_into(digest, row[column])
         except TypeError:
-            raise ValueError(
+            raise InvalidInputError(
                 f"Column {column!r} holds a {type(row[column]).__name__}, which has no stable content to key a prompt "
                 "by; name a column of ids with prompt_id_column."
             ) from None

@@ -10,7 +10,7 @@ from ..allocation.evidence import Evidence
 from ..allocation.values import expected_values
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)  # equal is only itself: arrays have no one answer
 class RolloutRecord:
     """
     One generation batch of `P` prompts and `R` rollouts. Equal on every rank.
@@ -38,6 +38,15 @@ class RolloutRecord:
     mean_reward: np.ndarray
     mixed: np.ndarray
     rank_imbalance: float
+
+    def __repr__(self) -> str:
+        counts = self.allocation.counts
+        scored = self.trials.sum()
+        rate = f"success rate {self.successes.sum() / scored:.2f}" if scored else "none scored"
+        return (
+            f"RolloutRecord({len(self.keys)} prompts, {counts.sum()} rollouts, {counts.min()} to {counts.max()} a prompt, "
+            f"{rate}, {self.effective_rollouts} with a gradient)"
+        )
 
     @property
     def success_rate(self) -> np.ndarray:

@@ -1,28 +1,16 @@
 """What is known of each prompt's success rate: discounted Beta evidence, one row of a few numbers per prompt."""
 
 import os
-import zipfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..allocation.difficulty import DIFFICULTIES, difficulty
 from ..allocation.evidence import Evidence
-
-
-STATE_FORMAT = "trl_knapsack.success_rates"
-STATE_VERSION = 1
-
-# The arrays kept per prompt, 48 bytes in all.
-_FIELDS = {
-    "successes": np.float64,  # decayed count of successful completions
-    "failures": np.float64,  # decayed count of failed completions
-    "last_rate": np.float64,  # success rate of the newest visit, NaN while no completion was scored
-    "visits": np.int64,  # visits with at least one scored completion
-    "rollouts": np.float64,  # decayed count of completions, scored or not
-    "tokens": np.float64,  # decayed count of completion tokens
-}
+from ..errors import InvalidInputError
+from .state_file import FIELDS, MAX_COUNT, checked_state, read_state, write_state
+from .text import html_table, printable
 
 
 class SuccessRateTracker:
@@ -55,19 +43,38 @@ class SuccessRateTracker:
     def __init__(self, prior: tuple[float, float] = (1.0, 1.0), decay: float = 0.85):
         prior = tuple(float(x) for x in prior)
         if len(prior) != 2 or not all(np.isfinite(x) and x > 0 for x in prior):
-            raise ValueError(f"success_prior {prior} must be two positive numbers, for example (1.0, 1.0).")
+            raise InvalidInputError(f"success_prior {prior} must be two positive numbers, for example (1.0, 1.0).")
         if not 0.0 <= decay <= 1.0:
-            raise ValueError(f"success_decay ({decay}) must lie in [0, 1], for example 0.85.")
+            raise InvalidInputError(f"success_decay ({decay}) must lie in [0, 1], for example 0.85.")
         self.prior = prior
         self.decay = float(decay)
         self._index: dict[str, int] = {}
-        self._arrays = {name: np.empty(0, dtype) for name, dtype in _FIELDS.items()}
+        self._arrays = {name: np.empty(0, dtype) for name, dtype in FIELDS.items()}
 
     def __len__(self) -> int:
         return len(self._index)
 
     def __contains__(self, key: str) -> bool:
         return key in self._index
+
+    def __repr__(self) -> str:
+        prior = ", ".join(f"{x:g}" for x in self.prior)
+        return f"SuccessRateTracker({len(self):,} prompts, {self._mean()}, prior ({prior}), decay {self.decay:g})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: how many prompts are how difficult, by their newest visit."""
+        last_rate = self._arrays["last_rate"][: len(self)]
+        scored = ~np.isnan(last_rate)
+        classes = np.bincount(difficulty(last_rate[scored]), minlength=len(DIFFICULTIES))
+        rows = {name.replace("_", " "): f"{n:,}" for name, n in zip(DIFFICULTIES, classes, strict=True)}
+        return html_table(repr(self), rows | {"never scored": f"{(~scored).sum():,}"})
+
+    def _mean(self) -> str:
+        if not len(self):
+            return "nothing observed"
+        successes, failures = (self._arrays[name][: len(self)] for name in ("successes", "failures"))
+        rates = (successes + self.prior[0]) / (successes + failures + sum(self.prior))
+        return f"mean success rate {rates.mean():.2f}"
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -99,14 +106,18 @@ class SuccessRateTracker:
         tokens = np.asarray(tokens, dtype=np.float64) if lengths_known else np.zeros(len(keys))
         for name, array in (("successes", successes), ("trials", trials), ("rollouts", rollouts), ("tokens", tokens)):
             if array.shape != (len(keys),):
-                raise ValueError(f"{name} has shape {array.shape}, but there are {len(keys)} keys; give one per key.")
-            if not (np.isfinite(array).all() and (array >= 0).all()):
-                raise ValueError(f"{name} must be finite and not negative, got {array}.")
+                raise InvalidInputError(
+                    f"{name} has shape {array.shape}, but there are {len(keys)} keys; give one per key."
+                )
+            if not ((array >= 0) & (array <= MAX_COUNT)).all():  # not NaN either
+                raise InvalidInputError(f"{name} must be finite and not negative, at most {MAX_COUNT:g}; got {array}.")
         if (successes > trials).any():
-            raise ValueError(f"successes {successes} must not exceed trials {trials}.")
+            raise InvalidInputError(f"successes {successes} must not exceed trials {trials}.")
         for key in keys:
             if not isinstance(key, str):
-                raise ValueError(f"Key {key!r} is a {type(key).__name__}, but keys are text; give str(key) of each.")
+                raise InvalidInputError(
+                    f"Key {printable(repr(key), 80)} is a {type(key).__name__}, but keys are text; give str(key) of each."
+                )
 
         rows = self._rows_of(keys)
         visited, slot = np.unique(rows, return_inverse=True)
@@ -138,7 +149,7 @@ class SuccessRateTracker:
         known = rows >= 0
 
         def take(name: str, otherwise: float) -> np.ndarray:
-            values = np.full(len(rows), otherwise, dtype=_FIELDS[name])
+            values = np.full(len(rows), otherwise, dtype=FIELDS[name])
             values[known] = self._arrays[name][rows[known]]
             return values
 
@@ -149,7 +160,10 @@ class SuccessRateTracker:
             beta=take("failures", 0.0) + self.prior[1],
             last_rate=take("last_rate", np.nan),
             visits=take("visits", 0),
-            mean_length=np.divide(take("tokens", 0.0), rollouts, out=np.full(len(rows), np.nan), where=rollouts > 0),
+            # Where next to nothing is left of the count, the ratio is noise, and may be infinite.
+            mean_length=np.divide(
+                take("tokens", 0.0), rollouts, out=np.full(len(rows), np.nan), where=rollouts > 1e-9
+            ),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -161,77 +175,38 @@ class SuccessRateTracker:
         Replace what was learnt by `state`, strictly.
 
         Raises:
-            `ValueError`: if a field is missing, unknown, of the wrong length or not finite, or a key is repeated.
+            `ValueError`: if a field is missing, unknown, of the wrong length or out of its range, or a key is repeated.
         """
-        expected = {"keys", *_FIELDS}
+        expected = {"keys", *FIELDS}
         if set(state) != expected:
             missing, unknown = sorted(expected - set(state)), sorted(set(state) - expected)
-            raise ValueError(f"success-rate state has missing fields {missing} and unknown fields {unknown}.")
-        keys = [str(key) for key in state["keys"]]
-        arrays = {name: np.array(state[name], dtype=dtype) for name, dtype in _FIELDS.items()}
-        for name, array in arrays.items():
-            if array.shape != (len(keys),):
-                raise ValueError(f"success-rate state field {name!r} has shape {array.shape} for {len(keys)} keys.")
-            if (
-                name != "last_rate" and not (np.isfinite(array) & (array >= 0)).all()
-            ):  # it may be anyone's, from the Hub
-                raise ValueError(f"success-rate state field {name!r} has values that are not finite, or negative.")
-        index = {key: row for row, key in enumerate(keys)}
-        if len(index) != len(keys):
-            raise ValueError("success-rate state repeats a prompt key.")
-        self._index, self._arrays = index, arrays
+            raise InvalidInputError(f"success-rate state has missing fields {missing} and unknown fields {unknown}.")
+        arrays = {}
+        for name, dtype in FIELDS.items():
+            try:
+                arrays[name] = np.array(state[name], dtype=dtype)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise InvalidInputError(f"success-rate state field {name!r} is no array of numbers: {error}") from None
+        self._index, self._arrays = checked_state(list(state["keys"]), arrays)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the state to `path` (`.npz`, no pickle), whole or not at all."""
-        state = self.state_dict()
-        encoded = [key.encode() for key in state.pop("keys")]
-        arrays = {
-            "format": np.array(STATE_FORMAT),
-            "version": np.array(STATE_VERSION),
-            "key_bytes": np.frombuffer(b"".join(encoded), dtype=np.uint8),
-            "key_lengths": np.array([len(key) for key in encoded], dtype=np.int32),
-        }
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        with open(partial, "wb") as file:
-            np.savez(file, **arrays, **state)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        """
+        Write the state to `path` (safetensors, with a digest), whole or not at all.
+
+        Raises:
+            `OSError`: if it can't be written; what was there before is still there.
+        """
+        write_state(path, self._index, {name: array[: len(self)] for name, array in self._arrays.items()})
 
     def load(self, path: str | os.PathLike) -> None:
         """
-        Replace what was learnt by the state in `path`.
+        Replace what was learnt by the state in `path`. Nothing changes if that can't be used.
 
         Raises:
             `FileNotFoundError`: if there is no such file.
-            `ValueError`: if it is truncated, foreign, or of a newer version.
+            `ValueError`: naming the file, if it is truncated, damaged, foreign, or of another version.
         """
-        try:
-            with zipfile.ZipFile(path):  # np.load would take a pickle or a bare array for something else
-                pass
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-        except FileNotFoundError:
-            raise
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"{path} is not a readable success-rate state ({error}); restore or remove it."
-            ) from error
-        if str(arrays.pop("format", "")) != STATE_FORMAT or not {"version", "key_lengths", "key_bytes"} <= set(arrays):
-            raise ValueError(f"{path} was not written by trl_knapsack; point to a knapsack_state.npz of a checkpoint.")
-        version = int(arrays.pop("version"))
-        if version != STATE_VERSION:
-            raise ValueError(
-                f"{path} has state version {version}, this trl_knapsack reads version {STATE_VERSION}; "
-                "install the version that wrote it."
-            )
-        ends = np.cumsum(arrays.pop("key_lengths"))
-        blob = arrays.pop("key_bytes").tobytes()
-        keys = (
-            [blob[start:end].decode() for start, end in zip([0, *ends[:-1]], ends, strict=True)] if len(ends) else []
-        )
-        self.load_state_dict({"keys": keys, **arrays})
+        self._index, self._arrays = read_state(path)
 
     def _rows_of(self, keys: Sequence[str]) -> np.ndarray:
         """Row of each key, `(P,)`; new keys get new rows."""

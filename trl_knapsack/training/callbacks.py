@@ -8,10 +8,11 @@ from accelerate.logging import get_logger
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
+from ..errors import MissingFileError
 from ..reporting.plots import PLOTS, require_matplotlib, to_image
 from ..tracking.history import HISTORY_FILE, HistoryWriter, RolloutHistory
 from ..tracking.records import RolloutRecord
-from ..tracking.state_file import STATE_FILE
+from ..tracking.state_file import STATE_FILE, find_state
 from ..tracking.tracker import SuccessRateTracker
 
 
@@ -115,18 +116,17 @@ class SuccessRateCallback(TrainerCallback):
         Go on with the success rates of another run.
 
         Args:
-            path (`str` or `os.PathLike`): A checkpoint or output folder, or the state file in it.
+            path (`str` or `os.PathLike`): A checkpoint or output folder, or the state file in it, as for
+                [`~trl_knapsack.tracking.find_state`].
 
         Raises:
             `FileNotFoundError`: if there are none, because another trainer wrote the folder.
             `ValueError`: if they can't be read.
         """
-        file = os.path.join(path, STATE_FILE) if os.path.isdir(path) else path
-        if not os.path.isfile(file):
-            raise FileNotFoundError(
-                f"{file} does not exist, so there are no success rates to go on with; name a folder that "
-                "KnapsackGRPOTrainer wrote, or resume with resume_success_state=False to begin without."
-            )
+        try:
+            file = find_state(path)
+        except MissingFileError as error:
+            raise MissingFileError(f"{error} To resume without them, set resume_success_state=False.") from None
         self.tracker.load(file)
 
 

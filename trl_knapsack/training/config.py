@@ -7,8 +7,8 @@ from trl import GRPOConfig
 
 from ..allocation.rules import RULES
 from ..errors import InvalidInputError
-from ..hub.config_file import is_personal
 from ..hub.configs import HubConfig
+from ..hub.ownership import is_personal
 from ..tracking.tracker import SuccessRateTracker
 
 
@@ -47,7 +47,7 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
             Dataset column that identifies a prompt. By default the content of the row is hashed.
         success_state_path (`str`, *optional*):
             Success rates of another run to begin with: a checkpoint or output folder of [`KnapsackGRPOTrainer`], the
-            `knapsack_state.npz` in it, or a repository of the Hub that has one (`"owner/name"`). What one run, or
+            `knapsack_state.safetensors` in it, or a repository of the Hub that has one (`"owner/name"`). What one run, or
             another model, learnt of the prompts spares the next its uniform first epoch.
         resume_success_state (`bool`, *optional*, defaults to `True`):
             Whether a resumed run goes on with the success rates in its checkpoint. Set it to `False` to resume from a
@@ -109,7 +109,7 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
         default=None,
         metadata={
             "help": "Success rates of another run to begin with: a checkpoint or output folder, the "
-            "knapsack_state.npz in it, or a repository of the Hub that has one (owner/name)."
+            "knapsack_state.safetensors in it, or a repository of the Hub that has one (owner/name)."
         },
     )
     resume_success_state: bool = field(

@@ -1,7 +1,7 @@
 """
 Share rollouts out over prompts, and say why.
 
-The prompts are a CSV file, or what a run knows of its prompts (its folder, or the knapsack_state.npz in it). The columns of
+The prompts are a CSV file, or what a run knows of its prompts (its folder, or the knapsack_state.safetensors in it). The columns of
 a CSV file are success_rate, or successes and trials, or alpha and beta; id and cost if you have them.
 """
 
@@ -24,7 +24,7 @@ FEW = 2_000  # prompts for which loading the compiled kernels takes longer than 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="a .csv or .tsv file, a knapsack_state.npz, or the folder of a run")
+    parser.add_argument("source", help="a .csv or .tsv file, a knapsack_state.safetensors, or the folder of a run")
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument("--budget", type=int, help="rollouts to give out, all of them")
     size.add_argument("--num_generations", type=int, help="the same, as a mean per prompt")

@@ -2,7 +2,7 @@
 Look into a run: its hardest prompts, those that are stuck, those that took most, and how difficulty changed.
 
 Reads the knapsack_records.jsonl in the folder of a run. Where there is only a state (a checkpoint, or a
-knapsack_state.npz), less is known, and old evidence is discounted.
+knapsack_state.safetensors), less is known, and old evidence is discounted.
 """
 
 import argparse
@@ -17,7 +17,9 @@ CLASSES = ("extremely hard", "hard", "medium", "easy", "extremely easy")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="the folder of a run, its knapsack_records.jsonl, or a knapsack_state.npz")
+    parser.add_argument(
+        "source", help="the folder of a run, its knapsack_records.jsonl, or a knapsack_state.safetensors"
+    )
     parser.add_argument("--top", type=int, default=10, help="prompts in each table (default: 10)")
     parser.add_argument(
         "--stuck_after",

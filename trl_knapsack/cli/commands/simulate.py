@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     source.add_argument("--rates", help="CSV file with a column success_rate, or successes and trials: the true rates")
     source.add_argument(
-        "--state", help="folder of a run, or its knapsack_state.npz: true rates drawn from what it knows"
+        "--state", help="folder of a run, or its knapsack_state.safetensors: true rates drawn from what it knows"
     )
     parser.add_argument("--prompts", type=int, default=1000, help="prompts of a mix (default: 1000)")
     parser.add_argument(

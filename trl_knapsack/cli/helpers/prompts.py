@@ -54,8 +54,8 @@ def read_prompts(path: str | Path, prior: Sequence[float] = (1.0, 1.0)) -> Promp
         `ValueError`: if it does not hold that, with the line.
     """
     if not str(path).lower().endswith((".csv", ".tsv")):
-        if Path(path).is_file() and not str(path).endswith(".npz"):
-            raise ValueError(f"{path} is neither a .csv, .tsv or .npz file nor the folder of a run.")
+        if Path(path).is_file() and not str(path).endswith(".safetensors"):
+            raise ValueError(f"{path} is neither a .csv, .tsv or .safetensors file nor the folder of a run.")
         import numpy as np
 
         tracker = load_tracker(path, prior)
