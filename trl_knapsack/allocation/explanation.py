@@ -8,7 +8,7 @@ import numpy as np
 from .allocator import Allocation, check_budget, equal_shares
 from .evidence import BetaBeliefs
 from .rules import PaperRule
-from .values import Value, check_rates, expected_values, values_and_gains
+from .values import Value, check_rates, expected_values, judge
 
 
 if TYPE_CHECKING:
@@ -184,13 +184,13 @@ def explain(
     value 0.21948: 113.9% of uniform, 100.0% of the paper's rule, 100.0% of the bound; one more rollout adds 6.64e-04
     ```
     """
-    known = check_rates(success_rates)[0]
-    rates = success_rates.mean if isinstance(success_rates, BetaBeliefs) else known
+    known = check_rates(success_rates)
+    rates = known.mean if isinstance(known, BetaBeliefs) else known
     counts = allocation.counts
     budget, low, high = check_budget(len(counts), int(counts.sum()), min_generations, max_generations, least_bound=0)
-    values, next_gains = values_and_gains(success_rates, counts, value)
-    _, last_gains = values_and_gains(success_rates, np.maximum(counts - 1, 0), value)
-    last_rates = rates if last_rates is None else check_rates(last_rates)[0]
+    values, next_gains = judge(success_rates, counts, value)
+    _, last_gains = judge(success_rates, np.maximum(counts - 1, 0), value)
+    last_rates = rates if last_rates is None else check_rates(last_rates)
     rules = {"uniform": equal_shares(low, high, budget), "paper": PaperRule().share(last_rates, budget, low, high)}
     totals = {name: float(expected_values(success_rates, other, value).sum()) for name, other in rules.items()}
     totals |= {"allocation": float(values.sum()), "bound": allocation.upper_bound}

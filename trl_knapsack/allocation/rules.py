@@ -16,7 +16,7 @@ import numpy as np
 
 from .allocator import Allocation, allocate, check_budget, equal_shares
 from .evidence import Evidence
-from .values import Value, values_and_gains
+from .values import Value, judge
 
 
 @runtime_checkable
@@ -156,7 +156,7 @@ class UniformRule:
 
 def _judged(success_rates, counts: np.ndarray, value: Value, solver: str) -> Allocation:
     """Counts of a rule that optimises nothing, with what they are worth."""
-    values, gains = values_and_gains(success_rates, counts, value)
+    values, gains = judge(success_rates, counts, value)
     return Allocation(counts, float(values.sum()), float(gains.max()), float("inf"), solver)
 
 
