@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import InvalidInputError
+from .arrays import ArrayRecord, html_table, short
 from .kernels import Gains, fill_level
 from .selection import select, values_and_gains
 from .solvers import cheapest, dynamic_program, evolve, is_concave, limit_cost, select_from_table
@@ -24,10 +25,10 @@ from .values import MixedGroupValue, Value, WeightedSum, check_rates, resolve, t
 SOLVERS = ("exact", "dp", "genetic")
 
 
-@dataclass(frozen=True)
-class Allocation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Allocation(ArrayRecord):
     """
-    Rollouts for each prompt, and what they are worth. A policy of your own may return the counts alone:
+    Rollouts for each prompt, and what they are worth. A rule of your own may return the counts alone:
     `Allocation(counts)`.
 
     Attributes:
@@ -49,6 +50,33 @@ class Allocation:
     solver: str = "custom"
     cost: float | None = None
     cost_price: float = 0.0
+
+    def __post_init__(self):
+        counts = self.counts
+        if type(counts) is np.ndarray and counts.dtype == np.int64 and counts.ndim == 1:
+            return
+        try:
+            array = np.asarray(counts)
+        except ValueError:  # rows of different lengths
+            array = np.empty(())
+        if array.ndim != 1 or array.dtype.kind not in "iuf" or not np.all(array == np.floor(array)):
+            raise InvalidInputError(
+                f"counts must be whole numbers of shape (P,), not {short(counts)}; give the rollouts of each prompt, "
+                "rounded so that they sum to the budget."
+            )
+        object.__setattr__(self, "counts", array.astype(np.int64))
+
+    def _repr_html_(self) -> str:
+        counts = self.counts
+        row = [
+            counts.size,
+            counts.sum(),
+            *((counts.min(), f"{counts.mean():.1f}", counts.max()) if counts.size else "---"),
+            *(f"{number:.4g}" for number in (self.value, self.shadow_price, self.gap)),
+            self.solver,
+        ]
+        header = ["prompts", "rollouts", "least", "mean", "most", "value", "shadow price", "gap", "solver"]
+        return html_table(header, [row])
 
     @property
     def gap(self) -> float:

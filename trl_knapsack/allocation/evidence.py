@@ -4,9 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..errors import InvalidInputError
+from .arrays import ArrayRecord
 
-@dataclass(frozen=True)
-class BetaBeliefs:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BetaBeliefs(ArrayRecord):
     """
     What is believed of `P` success rates: `p_i ~ Beta(alpha_i, beta_i)`.
 
@@ -24,7 +27,7 @@ class BetaBeliefs:
         for name in ("alpha", "beta"):
             object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype=np.float64))
         if self.alpha.ndim != 1 or self.alpha.shape != self.beta.shape:
-            raise ValueError(
+            raise InvalidInputError(
                 f"alpha {self.alpha.shape} and beta {self.beta.shape} must be two arrays of one shape (P,); give one "
                 "pair of parameters for each prompt."
             )
@@ -32,7 +35,7 @@ class BetaBeliefs:
             parameters = getattr(self, name)
             wrong = np.flatnonzero(~((parameters > 0) & (parameters <= 1e12)))
             if wrong.size:
-                raise ValueError(
+                raise InvalidInputError(
                     f"{name}[{wrong[0]}] is {parameters[wrong[0]]} but must be positive and at most 1e12; add the prior "
                     "to the counts of successes and failures."
                 )
@@ -46,8 +49,8 @@ class BetaBeliefs:
         return self.alpha / (self.alpha + self.beta)
 
 
-@dataclass(frozen=True)
-class Evidence:
+@dataclass(frozen=True, eq=False, repr=False)
+class Evidence(ArrayRecord):
     """
     What is known of `P` prompts before their rollouts are allocated.
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import InvalidInputError
+from .arrays import ArrayRecord
 from .evidence import BetaBeliefs
 from .kernels import Gains
 from .selection import values_and_gains
@@ -58,8 +59,8 @@ VALUES = {
 }
 
 
-@dataclass(frozen=True)
-class WeightedSum:
+@dataclass(frozen=True, eq=False, repr=False)
+class WeightedSum(ArrayRecord):
     """
     A weighted sum of components, each multiplied by the chance of a mixed group.
 
@@ -147,12 +148,12 @@ def check_rates(success_rates) -> "np.ndarray | BetaBeliefs":
     if isinstance(success_rates, BetaBeliefs):
         return success_rates
     try:
-        rates = np.ascontiguousarray(success_rates, dtype=np.float64)
+        rates = np.asarray(success_rates, dtype=np.float64, order="C")
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"success_rates must be numbers of shape (P,) or BetaBeliefs: {error}.") from None
-    if rates.ndim != 1 or np.ndim(success_rates) != 1:
+    if rates.ndim != 1:
         raise InvalidInputError(
-            f"success_rates has shape {np.shape(success_rates)} but must have shape (P,), one rate for each prompt."
+            f"success_rates has shape {rates.shape} but must have shape (P,), one rate for each prompt."
         )
     # NaN fails both comparisons.
     if not (rates.size == 0 or (rates.min() >= 0.0 and rates.max() <= 1.0)):
