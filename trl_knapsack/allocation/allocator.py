@@ -10,11 +10,14 @@ gains. `docs/method.md` has the proof, and the other cases.
 import math
 import operator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..errors import InvalidInputError
 from .arrays import ArrayRecord, html_table, short
+from .evidence import BetaBeliefs
 from .kernels import Gains, fill_level
 from .selection import select, values_and_gains
 from .solvers import cheapest, dynamic_program, evolve, is_concave, limit_cost, select_from_table
@@ -51,6 +54,19 @@ class Allocation(ArrayRecord):
     cost: float | None = None
     cost_price: float = 0.0
 
+    if TYPE_CHECKING:  # what a type checker is to believe: any sequence of whole numbers will do
+
+        def __init__(
+            self,
+            counts: ArrayLike,
+            value: float = math.nan,
+            shadow_price: float = math.nan,
+            upper_bound: float = math.inf,
+            solver: str = "custom",
+            cost: float | None = None,
+            cost_price: float = 0.0,
+        ) -> None: ...
+
     def __post_init__(self):
         counts = self.counts
         if type(counts) is np.ndarray and counts.dtype == np.int64 and counts.ndim == 1:
@@ -86,13 +102,13 @@ class Allocation(ArrayRecord):
 
 
 def allocate(
-    success_rates,
+    success_rates: ArrayLike | BetaBeliefs,
     budget: int,
     *,
-    min_generations=2,
-    max_generations=128,
+    min_generations: ArrayLike = 2,
+    max_generations: ArrayLike = 128,
     value: Value = "knapsack",
-    costs=None,
+    costs: ArrayLike | None = None,
     max_cost: float | None = None,
     cost_weight: float | None = None,
     solver: str = "exact",
@@ -195,7 +211,7 @@ def _solve(known, budget, bounds, value, costs, max_cost, cost_weight, solver, s
             counts, price = select_from_table(form - mu * tokens_of, low, high, budget)
             return counts, total(counts), price
 
-    if max_cost is None:
+    if max_cost is None or costs is None:
         mu = cost_weight or 0.0
         counts, worth, price = solve(mu)
         bound = worth
@@ -228,7 +244,7 @@ def _total_of_table(values: np.ndarray, counts: np.ndarray) -> float:
     return float(values[np.arange(counts.size), counts].sum())
 
 
-def _evolve(known, budget, low, high, value, costs, seed) -> Allocation:
+def _evolve(known, budget, low, high, value: Any, costs, seed) -> Allocation:
     if not callable(value):
         raise InvalidInputError(
             f'value ({value!r}) must be a callable from counts (P,) to one number with solver="genetic"; for a value '
@@ -284,7 +300,7 @@ def equal_shares(low: np.ndarray, high: np.ndarray, budget: int) -> np.ndarray:
     return counts
 
 
-def check_bounds(name: str, bounds, prompts: int, least: int) -> np.ndarray:
+def check_bounds(name: str, bounds: ArrayLike, prompts: int, least: int) -> np.ndarray:
     """A bound as int64 of shape `(1,)` or `(P,)`, or one sentence that says what is wrong with it."""
     if type(bounds) is int:
         if bounds < least:
@@ -306,7 +322,13 @@ def check_bounds(name: str, bounds, prompts: int, least: int) -> np.ndarray:
 
 
 def check_budget(
-    prompts: int, budget, min_generations, max_generations, *, least_bound: int = 1, spread: bool = True
+    prompts: int,
+    budget: int,
+    min_generations: ArrayLike,
+    max_generations: ArrayLike,
+    *,
+    least_bound: int = 1,
+    spread: bool = True,
 ) -> tuple[int, np.ndarray, np.ndarray]:
     """
     A budget and its bounds as `int` and two int64 arrays, of shape `(P,)`, or as given `(1,)` without `spread`.

@@ -1,8 +1,10 @@
 """What is known of prompts before their rollouts are allocated."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..errors import InvalidInputError
 from .arrays import ArrayRecord
@@ -22,6 +24,10 @@ class BetaBeliefs(ArrayRecord):
 
     alpha: np.ndarray  # (P,) float64
     beta: np.ndarray  # (P,) float64
+
+    if TYPE_CHECKING:  # what a type checker is to believe: lists will do
+
+        def __init__(self, alpha: ArrayLike, beta: ArrayLike) -> None: ...
 
     def __post_init__(self):
         for name in ("alpha", "beta"):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..errors import missing_extra
 from .allocator import Allocation, check_budget, equal_shares
@@ -159,12 +160,12 @@ class Explanation(ArrayRecord):
 
 def explain(
     allocation: Allocation,
-    success_rates,
+    success_rates: ArrayLike | BetaBeliefs,
     *,
     value: Value = "knapsack",
-    min_generations=2,
-    max_generations=128,
-    last_rates=None,
+    min_generations: ArrayLike = 2,
+    max_generations: ArrayLike = 128,
+    last_rates: ArrayLike | None = None,
 ) -> Explanation:
     """
     Explain an allocation, whichever rule it came from.
@@ -201,16 +202,21 @@ def explain(
     ```
     """
     known = check_rates(success_rates)
-    rates = known.mean if isinstance(known, BetaBeliefs) else known
+    rates = _means(known)
     counts = allocation.counts
     budget, low, high = check_budget(len(counts), int(counts.sum()), min_generations, max_generations, least_bound=0)
     values, next_gains = judge(success_rates, counts, value)
     _, last_gains = judge(success_rates, np.maximum(counts - 1, 0), value)
-    last_rates = rates if last_rates is None else check_rates(last_rates)
-    rules = {"uniform": equal_shares(low, high, budget), "paper": PaperRule().share(last_rates, budget, low, high)}
+    visited = rates if last_rates is None else _means(check_rates(last_rates))
+    rules = {"uniform": equal_shares(low, high, budget), "paper": PaperRule().share(visited, budget, low, high)}
     totals = {name: float(expected_values(success_rates, other, value).sum()) for name, other in rules.items()}
     totals |= {"allocation": float(values.sum()), "bound": allocation.upper_bound}
     return Explanation(allocation, rates, values, last_gains, next_gains, totals)
+
+
+def _means(known: np.ndarray | BetaBeliefs) -> np.ndarray:
+    """Rates, or the means of beliefs, `(P,)`."""
+    return known.mean if isinstance(known, BetaBeliefs) else known
 
 
 def _bubbles(axes, x: np.ndarray, y: np.ndarray, color: str) -> None:

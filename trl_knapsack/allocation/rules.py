@@ -12,7 +12,7 @@ Rules that turn what is known of prompts into rollouts: small objects of one int
 import inspect
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -204,7 +204,7 @@ def get_rule(name: str, value: Value = "knapsack") -> AllocationRule:
     return _RULES[name](value)
 
 
-def check_rule(rule: object) -> AllocationRule:
+def check_rule(rule: Any) -> AllocationRule:
     """
     A rule of the user's own, or one sentence that says why it is none.
 

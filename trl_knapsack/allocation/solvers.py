@@ -168,7 +168,7 @@ def _between(cheap: np.ndarray, dear: np.ndarray, costs: np.ndarray, room: float
     counts = cheap.copy()
     for j in np.argsort(-exchange, kind="stable"):
         if 0.0 < exchange[j] <= room:
-            room -= exchange[j]
+            room -= float(exchange[j])
             counts[more[j]] += 1
             counts[fewer[j]] -= 1
     return counts
@@ -231,11 +231,11 @@ def evolve(
         first.append(fit(rng.uniform(low, high)))
     algorithm = GA(
         pop_size=population,
-        sampling=np.array(first),
+        sampling=np.array(first),  # type: ignore[arg-type]  # an array of candidates will do
         crossover=SBX(vtype=float, repair=RoundingRepair()),
         mutation=PM(vtype=float, repair=RoundingRepair()),
         repair=Budget(),
         eliminate_duplicates=True,
     )
     result = minimize(Rollouts(), algorithm, ("n_gen", generations), seed=seed, verbose=False)
-    return np.asarray(result.X, dtype=np.int64), -float(result.F[0])
+    return np.asarray(result.X, dtype=np.int64), -float(np.ravel(result.F)[0])  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..errors import InvalidInputError
 from .arrays import ArrayRecord
@@ -82,7 +83,7 @@ class WeightedSum(ArrayRecord):
     ```
     """
 
-    components: Sequence[tuple[float, "str | MixedGroupValue | np.ndarray"]]
+    components: Sequence[tuple[float, "str | MixedGroupValue | ArrayLike"]]
 
     def __post_init__(self):
         components = []
@@ -104,7 +105,7 @@ class WeightedSum(ArrayRecord):
         object.__setattr__(self, "components", tuple(components))
 
 
-def novelty(visits: Sequence[int]) -> np.ndarray:
+def novelty(visits: ArrayLike) -> np.ndarray:
     """
     `1 / sqrt(1 + visits)`, `(P,)`: large for prompts that were seldom seen, a component for [`WeightedSum`].
 
@@ -114,7 +115,7 @@ def novelty(visits: Sequence[int]) -> np.ndarray:
     return 1.0 / np.sqrt(1.0 + np.asarray(visits, dtype=np.float64))
 
 
-def learning_progress(rates: Sequence[float], earlier_rates: Sequence[float], rollouts: Sequence[float]) -> np.ndarray:
+def learning_progress(rates: ArrayLike, earlier_rates: ArrayLike, rollouts: ArrayLike) -> np.ndarray:
     """
     Change of the success rate per rollout spent, `|rate - earlier rate| / rollouts`, `(P,)`: large where training moves
     a prompt, up or down (Graves et al. 2017, arXiv 1704.03003). A component for [`WeightedSum`].
@@ -124,8 +125,8 @@ def learning_progress(rates: Sequence[float], earlier_rates: Sequence[float], ro
         earlier_rates (`(P,)`): Success rates at the visit before.
         rollouts (`(P,)`): Rollouts spent between the two; 0 counts as no progress.
     """
-    rates, earlier_rates, rollouts = (np.asarray(x, dtype=np.float64) for x in (rates, earlier_rates, rollouts))
-    progress = np.abs(rates - earlier_rates) / np.where(rollouts > 0, rollouts, np.inf)
+    now, before, spent = (np.asarray(x, dtype=np.float64) for x in (rates, earlier_rates, rollouts))
+    progress = np.abs(now - before) / np.where(spent > 0, spent, np.inf)
     return np.where(np.isfinite(progress), progress, 0.0)
 
 
@@ -143,7 +144,7 @@ def _named(name: str) -> MixedGroupValue:
     return VALUES[name]
 
 
-def check_rates(success_rates) -> "np.ndarray | BetaBeliefs":
+def check_rates(success_rates: "ArrayLike | BetaBeliefs") -> "np.ndarray | BetaBeliefs":
     """Beliefs as they are; anything else as success rates, float64 of shape `(P,)`, each in [0, 1]."""
     if isinstance(success_rates, BetaBeliefs):
         return success_rates
@@ -206,17 +207,18 @@ def resolve(known: "np.ndarray | BetaBeliefs", value: Value, longest: int) -> "G
 
 def _resolve_sum(known: "np.ndarray | BetaBeliefs", value: WeightedSum, longest: int) -> "Gains | np.ndarray":
     shapes: dict[MixedGroupValue, float | np.ndarray] = {}
-    own = np.zeros(1)
+    own: np.ndarray = np.zeros(1)
     for coefficient, component in value.components:
         if isinstance(component, MixedGroupValue):
             shapes[component] = shapes.get(component, 0.0) + coefficient
         else:
-            if component.size != len(known):
+            weights = np.asarray(component, dtype=np.float64)
+            if weights.size != len(known):
                 raise InvalidInputError(
-                    f"A component of the WeightedSum has {component.size} weights for {len(known)} prompts; give one "
+                    f"A component of the WeightedSum has {weights.size} weights for {len(known)} prompts; give one "
                     "weight for each prompt."
                 )
-            own = own + coefficient * component
+            own = own + coefficient * weights
     if own.any() or not shapes:
         mixed = VALUES["mixed"]
         shapes[mixed] = own + shapes.get(mixed, 0.0)
@@ -226,9 +228,9 @@ def _resolve_sum(known: "np.ndarray | BetaBeliefs", value: WeightedSum, longest:
     parts = [_gains(known, shape, scale) for shape, scale in shapes.items()]
     if not isinstance(known, BetaBeliefs):
         # With known rates every weight is a number, and one array holds their sum.
-        return parts[0]._replace(k=sum(part.k for part in parts))
+        return parts[0]._replace(k=np.sum([part.k for part in parts], axis=0))
     # Expectations of different shapes follow different recurrences: add up tables.
-    return sum(tabulate(part, longest) for part in parts)
+    return np.sum([tabulate(part, longest) for part in parts], axis=0)
 
 
 def _gains(known: "np.ndarray | BetaBeliefs", shape: MixedGroupValue, scale: "float | np.ndarray" = 1.0) -> Gains:
@@ -288,11 +290,14 @@ def tabulate(gains: Gains, longest: int) -> np.ndarray:
         falls = np.repeat(p, n.size, axis=1), np.repeat(q, n.size, axis=1)
     table = np.zeros((gains.k.size, longest + 1))
     # V(2) is the first gain, V(3) that and the second ...
-    table[:, 2:] = sum(np.cumprod(np.hstack([k, fall]), axis=1) for fall in falls)[:, : longest - 1]
+    for fall in falls:
+        table[:, 2:] += np.cumprod(np.hstack([k, fall]), axis=1)[:, : longest - 1]
     return np.cumsum(table, axis=1)
 
 
-def expected_values(success_rates, counts: Sequence[int], value: Value = "knapsack") -> np.ndarray:
+def expected_values(
+    success_rates: "ArrayLike | BetaBeliefs", counts: ArrayLike, value: Value = "knapsack"
+) -> np.ndarray:
     """
     Value of each prompt's rollouts: `V(N_i, p_i)`, or its expectation under beliefs.
 
@@ -317,7 +322,9 @@ def expected_values(success_rates, counts: Sequence[int], value: Value = "knapsa
     return judge(success_rates, counts, value)[0]
 
 
-def marginal_gains(success_rates, counts: Sequence[int], value: Value = "knapsack") -> np.ndarray:
+def marginal_gains(
+    success_rates: "ArrayLike | BetaBeliefs", counts: ArrayLike, value: Value = "knapsack"
+) -> np.ndarray:
     """
     What one more rollout would add to each prompt: `V(N_i + 1, p_i) - V(N_i, p_i)`, `(P,)`.
 
@@ -326,7 +333,7 @@ def marginal_gains(success_rates, counts: Sequence[int], value: Value = "knapsac
     return judge(success_rates, counts, value)[1]
 
 
-def judge(success_rates, counts, value) -> tuple[np.ndarray, np.ndarray]:
+def judge(success_rates: "ArrayLike | BetaBeliefs", counts: ArrayLike, value: Value) -> tuple[np.ndarray, np.ndarray]:
     """[`expected_values`] and [`marginal_gains`] at once."""
     known = check_rates(success_rates)
     counts = np.asarray(counts)
