@@ -9,8 +9,9 @@ gains. `docs/method.md` has the proof, and the other cases.
 
 import math
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -252,6 +253,7 @@ def _evolve(known, budget, low, high, value: Any, costs, seed) -> Allocation:
         )
     if costs is not None:
         raise InvalidInputError('solver="genetic" takes no costs; let the value callable account for them.')
+    value = cast(Callable[[np.ndarray], float], value)
     starts = [equal_shares(low, high, budget)]
     if low.min() >= 1:
         starts.append(select(resolve(known, "knapsack", 0), low, high, budget - int(low.sum()))[0])  # type: ignore

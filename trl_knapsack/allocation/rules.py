@@ -12,7 +12,7 @@ Rules that turn what is known of prompts into rollouts: small objects of one int
 import inspect
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -226,14 +226,14 @@ def check_rule(rule: Any) -> AllocationRule:
     try:
         signature = inspect.signature(rule)
     except ValueError:  # some that are written in C have none
-        return rule
+        return cast(AllocationRule, rule)
     try:
         signature.bind(None, None, None, None)
     except TypeError:
         raise InvalidInputError(
             f"allocation_rule {_name(rule)} takes {signature}, but is called with four arguments; write it as {takes}."
         ) from None
-    return rule
+    return cast(AllocationRule, rule)
 
 
 def checked_allocation(
