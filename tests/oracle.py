@@ -2,6 +2,8 @@
 
 import math
 
+import naive
+
 
 def split(rows, counts):
     """[a, b, c, d, e], [2, 3] -> [[a, b], [c, d, e]]"""
@@ -112,14 +114,11 @@ def expected_value(alpha, beta, n):
 
 def greedy(alphas, betas, budget, low, high):
     """One rollout after the other to the prompt that gains most by it."""
-    counts = [low] * len(alphas)
-    gains = [expected_value(a, b, low + 1) - expected_value(a, b, low) for a, b in zip(alphas, betas, strict=True)]
-    while sum(counts) < budget:
-        i = max(range(len(counts)), key=lambda i: gains[i] if counts[i] < high else -1.0)
-        counts[i] += 1
-        a, b, n = alphas[i], betas[i], counts[i]
-        gains[i] = expected_value(a, b, n + 1) - expected_value(a, b, n)
-    return counts
+
+    def gain(i, n):
+        return expected_value(alphas[i], betas[i], n + 1) - expected_value(alphas[i], betas[i], n)
+
+    return naive.greedy(gain, [low] * len(alphas), [high] * len(alphas), budget)
 
 
 class Beliefs:

@@ -2,6 +2,7 @@
 
 import math
 
+import naive
 import numpy as np
 import pytest
 from scipy import stats
@@ -23,16 +24,6 @@ def value(p: float, n: float) -> float:
     return mixed(p, n) * p * (1 - p) ** 2
 
 
-def greedy(rates: list[float], budget: int, low: int, high: int) -> list[int]:
-    """The best counts, one rollout at a time to whomever it brings most."""
-    counts = [low] * len(rates)
-    while sum(counts) < budget:
-        open_to = [i for i in range(len(rates)) if counts[i] < high]
-        best = max(open_to, key=lambda i: value(rates[i], counts[i] + 1) - value(rates[i], counts[i]))
-        counts[best] += 1
-    return counts
-
-
 STILL = dict(drift=0.0, improvement=0.0)
 
 
@@ -46,7 +37,7 @@ def test_rates_that_stand_still_and_an_oracle_are_the_greedy_optimum():
         max_generations=20,
         **STILL,
     )
-    counts = greedy(RATES, 80, 2, 20)
+    counts = naive.greedy(lambda i, n: naive.gain(RATES[i], n), [2] * len(RATES), [20] * len(RATES), 80)
     assert max(counts) == 20  # the bound is felt
     worth = np.mean([value(p, n) for p, n in zip(RATES, counts, strict=True)])
     plain = np.mean([value(p, 8) for p in RATES])

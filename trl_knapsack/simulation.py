@@ -59,7 +59,7 @@ class Prompts:
     @classmethod
     def from_rates(cls, success_rates) -> "Prompts":
         """Prompts with these success rates `(P,)`. A rate of 0 or 1 stays what it is, whatever the drift."""
-        rates = check_rates(success_rates)[0]
+        rates = check_rates(success_rates)
         if not rates.size:
             raise ValueError("success_rates is empty; give at least one prompt.")
         return cls(lambda rng: rates)

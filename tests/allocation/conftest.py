@@ -6,6 +6,8 @@ import numba
 import pytest
 from hypothesis import HealthCheck, settings
 
+from trl_knapsack.allocation import kernels
+
 
 COMPILED = not numba.config.DISABLE_JIT
 
@@ -18,6 +20,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("allocation")
+
+# Few of these problems are large enough to be compiled of themselves.
+kernels.expect(kernels.PATIENCE + 1)
 
 
 def pytest_collection_modifyitems(items):

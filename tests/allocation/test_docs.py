@@ -27,6 +27,6 @@ def test_snippets_of_the_page(tmp_path, monkeypatch):
             if comment:
                 assert line in comment[1]
                 compared += 1
-    assert compared == 7
+    assert compared == 8
     assert str(names["explanation"]) in text
     assert os.path.getsize("allocation.png") > 10_000

@@ -5,37 +5,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from naive import check, parameters, problems
 
-from trl_knapsack.allocation import BetaBeliefs, allocate, expected_values, marginal_gains
+from trl_knapsack.allocation import BetaBeliefs, WeightedSum, allocate, expected_values, marginal_gains, selection
 
 
 names = st.sampled_from(list(naive.POWERS))
-rates = st.one_of(
-    st.floats(0, 1),
-    st.integers(0, 8).map(lambda k: k / 8),
-    st.sampled_from([0.0, 1.0, 0.5, 1e-12, 1e-3, 1 - 1e-3, 1 - 1e-12, 5e-324]),
-)
-parameters = st.one_of(st.floats(1e-3, 50.0), st.integers(0, 8).map(lambda k: k + 0.5))
-
-
-few = st.integers(1, 5)
-little = st.integers(0, 4)
-
-
-@st.composite
-def problems(draw, prompts=few, room=little, known=rates):
-    """Rates, bounds per prompt and a budget; both ends of the possible budgets are drawn often."""
-    size = draw(prompts)
-    low = [draw(st.integers(1, 3)) for _ in range(size)]
-    high = [lo + draw(room) for lo in low]
-    budget = draw(st.one_of(st.integers(sum(low), sum(high)), st.sampled_from([sum(low), sum(high)])))
-    return [draw(known) for _ in range(size)], low, high, budget
-
-
-def check(allocation, low, high, budget):
-    counts = allocation.counts
-    assert counts.dtype == np.int64 and counts.sum() == budget
-    assert np.all(counts >= low) and np.all(counts <= high)
 
 
 @given(problems(), names)
@@ -132,7 +107,7 @@ def test_hand_worked_allocation():
 
 @pytest.mark.parametrize("power", [2, 20, 1000])
 def test_long_walks(power):
-    # Thousands of rollouts on few prompts: jumps, underflow to a gain of zero, and what is left after that.
+    # Thousands of rollouts on few prompts: underflow to a gain of zero, and what is left after that.
     rates = np.array([0.5, 0.1, 0.0, 1e-4, 1.0])
     budget = 5 * power + 17
     found = allocate(rates, budget, max_generations=10_000)
@@ -149,7 +124,7 @@ def test_zero_gains_are_shared_like_any_tie():
 
 
 @pytest.mark.parametrize("prompts", [600, 70_000])
-def test_levels_and_bins(prompts):
+def test_samples_of_samples(prompts):
     # Few enough cases for a run without compilation, which the next test is too slow for.
     p = np.random.default_rng(2).beta(0.5, 0.7, prompts)
     found = allocate(p, 8 * prompts)
@@ -203,15 +178,39 @@ def test_large_beliefs_satisfy_the_optimality_condition(share, value):
 
 
 @pytest.mark.compiled
-def test_scaled_bounds_and_bins_agree():
-    # A scale per prompt turns the bins off: the same problem must come out the same, bit for bit.
-    from trl_knapsack.allocation import WeightedSum
-
+def test_a_weight_of_one_changes_nothing():
     rng = np.random.default_rng(1)
     p = rng.random(100_000)
     low, high = rng.integers(1, 5, p.size), rng.integers(5, 60, p.size)
-    plain = allocate(p, 900_000, min_generations=low, max_generations=high, value="mixed")
-    scaled = allocate(
-        p, 900_000, min_generations=low, max_generations=high, value=WeightedSum([(1.0, np.ones(p.size))])
-    )
-    assert np.array_equal(plain.counts, scaled.counts)
+    bounds = dict(min_generations=low, max_generations=high)
+    plain = allocate(p, 900_000, value="mixed", **bounds)
+    assert plain == allocate(p, 900_000, value=WeightedSum([(1.0, np.ones(p.size))]), **bounds)
+
+
+@pytest.mark.parametrize("sampled, others", [(0.0, 0.4), (0.4, 0.0), (1e-9, 0.3), (0.3, 1e-9), (0.5, 0.05)])
+@pytest.mark.parametrize("share", [2.1, 8, 20])
+def test_a_sample_that_misleads_costs_time_and_nothing_else(sampled, others, share):
+    # The prompts that the sample asks are unlike all the others.
+    prompts = 600
+    p = np.full(prompts, others) * np.linspace(0.9, 1, prompts)
+    p[selection._sample(prompts, prompts // selection.STRIDE)] = sampled
+    budget = int(share * prompts)
+    found = allocate(p, budget, max_generations=30)
+    check(found, 2, 30, budget)
+    gains = naive.gain(p[:, None], np.arange(30)[None, :])
+    best = naive.value(p, 2).sum() + naive.largest_gains(gains, np.full(prompts, 2), np.full(prompts, 30), budget)
+    assert found.value == pytest.approx(best, rel=1e-10)
+
+
+@pytest.mark.parametrize("share, most", [(3, 9), (120, 128), (120, 400), (399, 400)])
+def test_extreme_beliefs_and_large_counts(share, most):
+    # Parameters from 1e-6 to 1e12, budgets that leave hardly any choice, and counts beyond the default bound.
+    rng = np.random.default_rng(share + most)
+    beliefs = BetaBeliefs(10 ** rng.uniform(-6, 12, 90), 10 ** rng.uniform(-6, 12, 90))
+    low = rng.integers(1, 3, 90)
+    found = allocate(beliefs, share * 90, min_generations=low, max_generations=most)
+    check(found, low, most, share * 90)
+    last = marginal_gains(beliefs, np.maximum(found.counts - 1, 1))[found.counts > low]
+    following = marginal_gains(beliefs, found.counts)[found.counts < most]
+    assert np.all(np.isfinite(last)) and last.min() >= following.max(initial=0.0)
+    assert found.shadow_price == following.max(initial=0.0)

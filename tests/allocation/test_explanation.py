@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from trl_knapsack.allocation import BetaBeliefs, allocate, expected_values, explain
+from trl_knapsack.allocation import BetaBeliefs, allocate, difficulty, expected_values, explain
 
 
 RATES = np.array([0.0, 0.02, 0.1, 0.4, 0.5, 0.9, 1.0, 1.0])
@@ -12,7 +12,7 @@ def test_rows_add_up():
     explanation = explain(allocation, RATES)
     rows = explanation.rows()
     assert [(row["from"], row["to"]) for row in rows] == [
-        (0.0, 0.0), (0.0, 0.05), (0.1, 0.2), (0.4, 0.6), (0.9, 0.95), (1.0, 1.0),
+        (0.0, 0.0), (0.0, 0.05), (0.05, 0.1), (0.2, 0.4), (0.4, 0.6), (0.9, 0.95), (1.0, 1.0),
     ]  # fmt: skip
     assert sum(row["prompts"] for row in rows) == 8
     assert sum(row["rollouts"] for row in rows) == 64
@@ -33,6 +33,34 @@ def test_gains_surround_the_shadow_price():
     explanation = explain(allocation, beliefs)
     assert explanation.next_gains.max() == pytest.approx(allocation.shadow_price)
     assert explanation.last_gains[allocation.counts > 2].min() >= allocation.shadow_price
+
+
+def test_rows_close_on_the_side_of_the_papers_classes():
+    # 0; (0, 0.05]; (0.05, 0.1]; (0.1, 0.2]; (0.2, 0.4]; (0.4, 0.6); [0.6, 0.8); [0.8, 0.9); [0.9, 0.95); [0.95, 1); 1
+    edges = np.array([0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 1.0])
+    rows = explain(allocate(edges, 80), edges).rows()
+    assert [(row["from"], row["to"]) for row in rows] == [
+        (0.0, 0.0), (0.0, 0.05), (0.05, 0.1), (0.1, 0.2), (0.2, 0.4),
+        (0.6, 0.8), (0.8, 0.9), (0.9, 0.95), (0.95, 1.0), (1.0, 1.0),
+    ]  # fmt: skip
+    assert [row["prompts"] for row in rows] == [1] * 10
+
+
+def test_rows_split_the_papers_classes():
+    rates = np.linspace(0, 1, 1001)
+    explanation = explain(allocate(rates, 8008), rates)
+    prompts = np.zeros(5, int)
+    for row in explanation.rows():
+        prompts[difficulty((row["from"] + row["to"]) / 2)] += row["prompts"]
+    assert prompts.tolist() == np.bincount(difficulty(rates)).tolist()
+
+
+def test_shown_without_print():
+    explanation = explain(allocate(RATES, 64), RATES)
+    assert repr(explanation) == str(explanation)
+    page = explanation._repr_html_()
+    assert page.count("<tr>") == 1 + len(explanation.rows()) and "<th>last gain</th>" in page
+    assert str(explanation).splitlines()[-1].split(";")[0] in page.replace("&#x27;", "'")
 
 
 def test_text():

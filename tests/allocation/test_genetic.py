@@ -44,5 +44,5 @@ def test_missing_library_is_named(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", no_pymoo)
-    with pytest.raises(ImportError, match=r"pip install .trl_knapsack\[genetic\]"):
+    with pytest.raises(ImportError, match=r"pip install .trl-knapsack\[genetic\]"):
         allocate(RATES, 36, value=lambda counts: 0.0, solver="genetic")

@@ -8,9 +8,8 @@ def run(code):
 
 def test_import_takes_well_below_a_second():
     seconds = [
-        float(
-            run("import time; t = time.perf_counter(); import trl_knapsack.allocation; print(time.perf_counter() - t)")
-        )
+        # processor time, which other work on the machine does not lengthen
+        float(run("import time; import trl_knapsack.allocation; print(time.process_time())"))
         for _ in range(3)
     ]
     assert min(seconds) < 0.6

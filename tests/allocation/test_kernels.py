@@ -1,6 +1,11 @@
 """The kernels on their own; this file also runs with NUMBA_DISABLE_JIT=1."""
 
 import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import naive
 import numpy as np
@@ -8,56 +13,63 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_knapsack.allocation import kernels
+import trl_knapsack
+from trl_knapsack.allocation import BetaBeliefs, MixedGroupValue, allocate, expected_values, kernels, selection
+from trl_knapsack.allocation.values import resolve
 
 
-numbers = st.lists(st.one_of(st.floats(0, 1), st.integers(0, 3).map(float)), min_size=1, max_size=60)
+KNOWN = {"rates": np.array([0.3, 0.0, 1.0, 0.7]), "beliefs": BetaBeliefs([2.5, 1, 1e-6, 1e12], [1.5, 1, 9, 1e12])}
 
 
-@given(st.floats(0, 1), st.integers(0, 200))
-def test_geometric(base, terms):
-    power_p, power_q, sum_p, sum_q = kernels.geometric(base, terms)
-    for t, power, total in ((base, power_p, sum_p), (1 - base, power_q, sum_q)):
-        assert power == pytest.approx(t**terms, rel=1e-12, abs=1e-300)
-        assert total == pytest.approx(math.fsum(t**n for n in range(terms)), rel=1e-12)
+@pytest.fixture
+def plain():
+    """A process that has allocated nothing yet."""
+    kernels.Compiled.ready, kernels.Compiled.expected = False, 0
+    yield
+    kernels.expect(kernels.PATIENCE + 1)
 
 
-@given(st.floats(1e-3, 1e6), st.integers(0, 9))
-def test_half_rising(z, halves):
-    whole, odd = divmod(halves, 2)
-    ratio = math.prod(z + k for k in range(whole))
-    if odd:  # by the duplication of small steps where lgamma loses digits: compare at a moderate size
-        ratio *= math.exp(math.lgamma(z + whole + 0.5) - math.lgamma(z + whole))
-    tolerance = 1e-12 if z < 100 or not odd else 1e-8
-    assert kernels.half_rising(z, halves) == pytest.approx(ratio, rel=tolerance)
+def collect(gains, low, high, top, bottom, room=1000):
+    counts, items, owners = np.empty(gains.k.size, np.int64), np.empty(room), np.empty(room, np.int64)
+    result = kernels.collect(gains, np.array(low), np.array(high), top, bottom, counts, items, owners)
+    return *result, counts, items, owners
 
 
-def test_rise8():
-    assert kernels.rise8(3.0) == math.prod(range(3, 11))
+@pytest.mark.parametrize("kind", KNOWN)
+def test_gains_do_not_depend_on_bracket_or_bounds(kind):
+    # Whatever is counted and whatever is stored, the chain of a prompt's gains is bitwise the same: ties depend on it.
+    one = KNOWN[kind][:1] if kind == "rates" else BetaBeliefs(KNOWN[kind].alpha[:1], KNOWN[kind].beta[:1])
+    gains = resolve(one, "knapsack", 60)
+    above, found, _, below, counts, chain, _ = collect(gains, [2], [60], np.inf, selection.TINY)
+    chain = chain[:found].tolist()
+    assert (above, found, below, counts.tolist()) == (0, 58, 0.0, [2]) and all(np.diff(chain) < 0)
+    for cut in range(1, len(chain)):
+        above, found, _, below, counts, rest, _ = collect(gains, [2], [50], chain[cut - 1], selection.TINY)
+        assert above == min(cut, 48) and counts[0] == 2 + above and rest[:found].tolist() == chain[cut:48]
+        above, found, _, below, _, _, _ = collect(gains, [2], [60], np.inf, chain[cut - 1])
+        assert (found, below) == (cut, chain[cut])
+        above, found, _, _, _, rest, _ = collect(gains, [2 + cut], [60], np.inf, selection.TINY)
+        assert rest[:found].tolist() == chain[cut:]
 
 
-@given(numbers, st.data())
-def test_kth_largest(values, data):
-    k = data.draw(st.integers(0, len(values) - 1))
-    array = np.array(values)
-    assert kernels.kth_largest(array, k) == sorted(values, reverse=True)[k]
-    assert sorted(array) == sorted(values)
-    assert array[:k].min(initial=np.inf) >= array[k] >= array[k:].max()
+def test_collect_counts_what_it_has_no_room_for():
+    gains = resolve(KNOWN["rates"], "knapsack", 60)
+    *_, items, owners = collect(gains, [2], [20], np.inf, 1e-9)
+    _, found, *_ = collect(gains, [2], [20], np.inf, 1e-9, room=3)
+    assert found == 2 * 18
+    assert owners[:found].tolist() == [0] * 18 + [3] * 18
+    assert items[:found] == pytest.approx([naive.gain(p, n) for p in (0.3, 0.7) for n in range(2, 20)], rel=1e-12)
 
 
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(2, 6)), min_size=0, max_size=30), st.data())
-def test_take_items(items, data):
-    # One item a prompt; the rule: the largest gain, then the fewest rollouts, then the lowest index.
-    gains, levels = ([row[j] for row in items] for j in (0, 1))
-    take = data.draw(st.integers(0, len(items)))
-    counts = np.zeros(len(items), np.int64)
-    value, price = kernels.take_items(
-        counts, np.array(gains, float), np.arange(len(items), dtype=np.int32), np.array(levels, np.int32), take
-    )
-    order = sorted(range(len(items)), key=lambda i: (-gains[i], levels[i], i))
-    assert np.flatnonzero(counts).tolist() == sorted(order[:take]) and counts.sum() == take
-    assert value == sum(gains[i] for i in order[:take])
-    assert price == (gains[order[take]] if take < len(items) else 0)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), max_size=40), st.integers(0, 5))
+def test_take(items, last):
+    gains, owners = (np.array([row[j] for row in items], dtype) for j, dtype in enumerate((float, int)))
+    counts, caps = np.full(10, 3), np.full(10, 3)
+    taken, value, below = kernels.take(gains, owners, float(last), counts, caps)
+    assert counts.tolist() == [3 + sum(o == i and g > last for g, o in items) for i in range(10)]
+    assert caps.tolist() == [3 + sum(o == i and g >= last for g, o in items) for i in range(10)]
+    assert (taken, value) == (sum(g > last for g, _ in items), sum(g for g, _ in items if g > last))
+    assert below == max((g for g, _ in items if g < last), default=0)
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=20), st.data())
@@ -70,43 +82,91 @@ def test_fill_level(prompts, data):
     assert filled.tolist() == naive.greedy(lambda i, n: 0, counts, high, sum(counts) + room)
 
 
-@pytest.mark.parametrize("power", [(2, 4), (2, 2), (1, 2), (0, 0)])
-@pytest.mark.parametrize("top, bottom", [(1.5e-3, 1.4e-3), (2e-8, 1e-8), (0.2, 0.1)])
-def test_rate_bins_hold_for_every_rate_in_them(power, top, bottom):
-    bins = 64
-    least, most = kernels.rate_bins(*power, 1.0, 128, top, bottom, bins)
-    name = {(2, 4): "knapsack", (2, 2): "variance", (1, 2): "root", (0, 0): "mixed"}[power]
-    for p in np.linspace(0, 1, 16 * bins + 1):
-        gains = [naive.gain(p, n, name) for n in range(1, 128)]
-        for j in {min(int(p * bins), bins - 1), max(math.ceil(p * bins) - 1, 0)}:
-            assert least[j] - 1 <= sum(g >= top for g in gains)
-            assert most[j] - 1 >= sum(g >= bottom for g in gains)
-
-
-@pytest.mark.parametrize("beliefs", [False, True])
-def test_gains_do_not_depend_on_the_bracket(beliefs):
-    # Whatever is counted and whatever is stored, the chain of a prompt's gains is bitwise the same: ties depend on it.
-    first, second = np.array([0.3 if not beliefs else 2.5]), np.array([1.5] if beliefs else [])
-    one, zero, low, high = np.ones(1), np.zeros(1), np.array([2]), np.array([60])
-
-    def collect(top, bottom):
-        gains, owners, levels = np.empty(200), np.empty(200, np.int32), np.empty(200, np.int32)
-        above, found, value, _ = kernels.collect(
-            first, second, 2, 4, one, zero, low, high, 1, top, bottom, np.empty(0, np.int64), gains, owners, levels
-        )
-        return above, levels[:found].tolist(), gains[:found].tolist()
-
-    _, levels, chain = collect(np.inf, kernels.TINY)
-    assert levels == list(range(2, 60)) and all(np.diff(chain) < 0)
-    for cut in range(1, len(chain)):
-        above, _, rest = collect(chain[cut - 1], kernels.TINY)
-        assert above == cut and rest == chain[cut:] or chain[cut - 1] == chain[cut]
+def test_fill_level_with_bounds_far_above_the_room():
+    filled = np.array([5, 3, 3])
+    kernels.fill_level(filled, np.array([2**31 - 1] * 3), 5)
+    assert filled.tolist() == [6, 5, 5]
 
 
 def test_knapsack_table():
     values = np.array([[0.0, 1.0, 1.5], [0.0, 0.2, 3.0]])
-    best, choices = kernels.knapsack_table(values, np.array([0, 0]), np.array([2, 2]), np.array([1, 2]), 3, 5)
+    best, choices = np.empty((4, 6)), np.zeros((2, 4, 6), np.int32)
+    kernels.knapsack_table(values, np.array([0, 0]), np.array([2, 2]), np.array([1, 2]), best, choices)
     # three rollouts within 5 tokens: (1, 2) costs 1 + 4
     assert best[3, 5] == 4.0 and choices[1, 3, 5] == 2
     # within 4 tokens only (2, 1) fits, within 3 none
     assert best[3, 4] == 1.7 and best[3, 3] == -np.inf
+
+
+@given(
+    st.floats(1e-6, 1e12), st.floats(1e-6, 1e12), st.sampled_from([(1, 2), (0.5, 1), (0.5, 0.5), (0, 1.5), (32, 32)])
+)
+def test_first_gain_of_beliefs(a, b, powers):
+    r, s = powers
+    gains = resolve(BetaBeliefs([a], [b]), MixedGroupValue(r, s), 2)
+    # By lgamma, which loses digits as its arguments grow: compared where they are moderate, bounded where they are not.
+    assert 0 <= gains.k[0] < 1 and np.isfinite(gains.k[0])
+    if max(a, b) < 1e4:
+        numerator = math.lgamma(a + r + 1) - math.lgamma(a) + math.lgamma(b + s + 1) - math.lgamma(b)
+        expected = math.exp(numerator - math.lgamma(a + b + r + s + 2) + math.lgamma(a + b))
+        assert gains.k[0] == pytest.approx(expected, rel=1e-8, abs=1e-300)
+
+
+@pytest.mark.parametrize("kind", KNOWN)
+@pytest.mark.parametrize("value", ["knapsack", "root"])
+def test_plain_and_compiled_give_the_same_bits(kind, value, plain):
+    def run():
+        found = (
+            allocate(KNOWN[kind], 90, value=value),
+            allocate(KNOWN[kind], 90, value=value, costs=[7, 9, 2, 4], cost_weight=1e-5),
+        )
+        dp = allocate(KNOWN[kind], 30, value=value, solver="dp", max_generations=20)
+        return [(f.counts.tolist(), f.value, f.shadow_price) for f in (*found, dp)], expected_values(
+            KNOWN[kind], [2, 9, 40, 5]
+        ).tolist()
+
+    before = run()
+    assert not kernels.Compiled.ready
+    kernels.expect(kernels.PATIENCE)
+    assert kernels.Compiled.ready
+    assert run() == before
+
+
+@pytest.mark.compiled
+def test_enough_work_turns_compilation_on(plain):
+    rates = np.full(kernels.PATIENCE // 80, 0.5)
+    for _ in range(9):
+        allocate(rates, 8 * rates.size)
+        assert not kernels.Compiled.ready
+    for _ in range(3):
+        allocate(rates, 8 * rates.size)
+    assert kernels.Compiled.ready
+
+
+def fresh_process(code, path, **environment):
+    environment = {**os.environ, "PYTHONPATH": str(path), **environment}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=path)
+
+
+def test_few_prompts_do_not_load_numba():
+    code = (
+        "import sys; from trl_knapsack import allocate; allocate([0.1] * 256, 2048); sys.exit('numba' in sys.modules)"
+    )
+    assert fresh_process(code, Path(trl_knapsack.__file__).parents[1]).returncode == 0
+
+
+@pytest.mark.compiled
+def test_without_a_folder_for_the_cache_it_compiles_and_warns_once(tmp_path):
+    # Root may write everywhere, so these are places where nobody can: a file where the folder would be, and /proc.
+    here = Path(trl_knapsack.__file__).parent
+    shutil.copytree(here, tmp_path / "trl_knapsack", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "trl_knapsack" / "allocation" / "__pycache__").write_text("")
+    code = (
+        "from trl_knapsack.allocation import allocate, kernels; kernels.expect(10**9)\n"
+        "print(allocate([0.0, 0.1, 0.4, 0.9, 1.0], 40).counts.tolist(), allocate([0.0] * 3, 16).counts.tolist())"
+    )
+    nowhere = {"NUMBA_CACHE_DIR": "/proc/nope", "HOME": "/proc/nope", "XDG_CACHE_HOME": "/proc/nope"}
+    run = fresh_process(code, tmp_path, **nowhere)
+    assert run.stdout.strip() == "[2, 24, 9, 3, 2] [6, 5, 5]", run.stderr
+    assert run.stderr.count("RuntimeWarning") == 1
+    assert "can't be cached, because no folder for it can be written to" in run.stderr

@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+import re
 
 import naive
 import numpy as np
@@ -6,21 +6,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_knapsack.allocation import RULES, AllocationRule, BetaBeliefs, PaperRule, allocate, get_rule
+from trl_knapsack.allocation import (
+    RULES,
+    Allocation,
+    AllocationRule,
+    BetaBeliefs,
+    Evidence,
+    PaperRule,
+    PosteriorRule,
+    UniformRule,
+    WeightedSum,
+    allocate,
+    check_rule,
+    checked_allocation,
+    expected_values,
+    get_rule,
+    marginal_gains,
+)
+from trl_knapsack.errors import InvalidInputError
 
 
 nan = float("nan")
-
-
-@dataclass
-class Evidence:
-    """What a policy reads of the tracker's evidence."""
-
-    alpha: np.ndarray
-    beta: np.ndarray
-    last_rate: np.ndarray
-    visits: np.ndarray
-    mean_length: np.ndarray
 
 
 def evidence(last_rate):
@@ -28,7 +34,14 @@ def evidence(last_rate):
     rate = np.array(last_rate, dtype=float)
     seen = ~np.isnan(rate)
     known = np.where(seen, rate, 0.0)
-    return Evidence(0.5 + 8 * known * seen, 0.5 + 8 * (1 - known) * seen, rate, seen.astype(int), 100.0 * rate)
+    return Evidence(
+        keys=tuple(f"p{i}" for i in range(rate.size)),
+        alpha=0.5 + 8 * known * seen,
+        beta=0.5 + 8 * (1 - known) * seen,
+        last_rate=rate,
+        visits=seen.astype(int),
+        mean_length=100.0 * rate,
+    )
 
 
 @st.composite
@@ -44,9 +57,9 @@ def situations(draw):
 @pytest.mark.parametrize("name", RULES)
 @given(situations())
 def test_counts_sum_to_the_budget_within_the_bounds(name, situation):
-    policy = get_rule(name)
-    assert isinstance(policy, AllocationRule)
-    counts = policy(*situation).counts
+    rule = get_rule(name)
+    assert isinstance(rule, AllocationRule)
+    counts = rule(*situation).counts
     _, budget, low, high = situation
     assert counts.dtype == np.int64 and counts.sum() == budget and counts.min() >= low and counts.max() <= high
 
@@ -119,8 +132,132 @@ def test_unknown_name():
         get_rule("best")
 
 
-def test_a_function_is_a_policy():
-    def mine(evidence, budget, min_generations, max_generations):
-        return allocate(BetaBeliefs(evidence.alpha, evidence.beta), budget, value="mixed")
+# ------------------------------------------------------------------------------------------- what a rule is judged by
 
-    assert isinstance(mine, AllocationRule)
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_are_judged_in_the_value_that_is_asked_for(name):
+    known = evidence([0.1, 0.25, 0.9, 0.5])
+    for value in ("knapsack", "variance"):
+        found = get_rule(name, value)(known, 32, 2, 20)
+        rates = known.last_rate if name == "paper" else known.beliefs
+        gains = marginal_gains(rates, found.counts, value)
+        assert found.value == pytest.approx(expected_values(rates, found.counts, value).sum())
+        assert found.shadow_price == pytest.approx(gains[found.counts < 20].max())
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_price_counts_only_prompts_that_may_take_more(name):
+    # Prompt 1 gains most by far, and is at its maximum (of the filter and the knapsack) or everybody is.
+    found = get_rule(name)(evidence([1, 0.3, 1, 1]), 19, 2, 10)
+    gains = marginal_gains(evidence([1, 0.3, 1, 1]).beliefs, found.counts)
+    if name in ("posterior", "filter"):
+        assert found.counts[1] == 10 and found.shadow_price == pytest.approx(gains[[0, 2, 3]].max())
+    assert get_rule(name)(evidence([1, 0.3, 1, 1]), 40, 2, 10).shadow_price == 0
+
+
+# ----------------------------------------------------------------------------------------------- rules of the user's own
+
+
+def test_a_function_is_a_rule():
+    def mine(evidence, budget, min_generations, max_generations):
+        return allocate(evidence.beliefs, budget, value="mixed")
+
+    assert isinstance(mine, AllocationRule) and check_rule(mine) is mine
+    assert checked_allocation(mine, evidence([0.1, 0.5]), 16, 2, 128).counts.sum() == 16
+
+
+def test_weights_per_prompt_through_a_rule_that_looks_at_keys():
+    weights = {"p0": 4.0, "p1": 1.0, "p2": 1.0}
+
+    def curriculum(evidence, budget, min_generations, max_generations):
+        value = WeightedSum([(1.0, np.array([weights[key] for key in evidence.keys]))])
+        return PosteriorRule(value)(evidence, budget, min_generations, max_generations)
+
+    known = evidence([0.125, 0.125, 0.125])
+    found = checked_allocation(check_rule(curriculum), known, 30, 2, 20)
+    # E[1 - p^n - (1-p)^n] by its gains, four times as much for the first; one rollout at a time
+    a, b = known.alpha[0], known.beta[0]
+
+    def gain(i, n):
+        value = [naive.expected_value(a, b, m, "mixed") for m in (n, n + 1)]
+        return [4.0, 1.0, 1.0][i] * (value[1] - value[0])
+
+    assert found.counts.tolist() == naive.greedy(gain, [2] * 3, [20] * 3, 30)
+    assert found.counts[0] > found.counts[1] >= found.counts[2]
+    # The sampler brings the prompts in another order: the weights go with their keys.
+    turned = Evidence(known.keys[::-1], known.alpha, known.beta, known.last_rate, known.visits, known.mean_length)
+    assert curriculum(turned, 30, 2, 20).counts[2] == found.counts[0]
+
+
+def test_integer_lists_and_whole_floats_are_counts():
+    for counts in ([2, 3], (2, 3), np.array([2, 3], np.int32), np.array([2.0, 3.0])):
+        found = Allocation(counts).counts
+        assert found.tolist() == [2, 3] and found.dtype == np.int64
+
+
+@pytest.mark.parametrize("counts", [[2.5, 3], [[2, 3]], 5, "ab", [True, False], [nan, 2], [[2], [3, 4]], None])
+def test_other_counts_are_refused(counts):
+    with pytest.raises(
+        InvalidInputError, match=r"^counts must be whole numbers of shape \(P,\), not .*; give the rollouts"
+    ):
+        Allocation(counts)
+
+
+class Callable:
+    def __call__(self, evidence, budget):
+        """Two arguments too few."""
+
+
+NOT_RULES = [
+    (
+        "posterior",
+        "allocation_rule ('posterior') must be a rule, not a name; for a built-in rule set allocation='posterior'",
+    ),
+    (UniformRule, "allocation_rule is the class UniformRule, but must be an instance; give UniformRule()."),
+    (
+        8,
+        "allocation_rule (8) must be callable; give a function or an object, rule(evidence, budget, min_generations, max",
+    ),
+    (
+        lambda evidence, budget: None,
+        "allocation_rule <lambda> takes (evidence, budget), but is called with four arguments",
+    ),
+    (
+        Callable(),
+        "takes (evidence, budget), but is called with four arguments; write it as rule(evidence, budget, min_g",
+    ),
+]
+
+
+@pytest.mark.parametrize("rule, sentence", NOT_RULES)
+def test_what_is_no_rule_is_refused(rule, sentence):
+    with pytest.raises(InvalidInputError, match=re.escape(sentence)) as error:
+        check_rule(rule)
+    assert "\n" not in str(error.value)
+
+
+def test_every_rule_passes_its_own_check():
+    for name in RULES:
+        assert check_rule(get_rule(name)) == get_rule(name)
+
+
+ANSWERS = [
+    ([8, 8], "The allocation rule mine returned [8, 8], but must return an Allocation; return Allocation(counts)."),
+    (np.array([8, 8]), "mine returned [8, 8], but must return an Allocation; return Allocation(counts)."),
+    (None, "mine returned None, but must return an Allocation"),
+    (Allocation([16]), "mine returned counts for 1 prompts, but there are 2; give one count for each."),
+    (Allocation([1, 15]), "mine gave 1 rollouts to prompt 0 (p0), but each must get min_generations (2) to max_generations"),
+    (Allocation([4, 12]), "mine gave 12 rollouts to prompt 1 (p1), but each must get min_generations (2) to max_generations (10)"),
+    (Allocation([8, 7]), "mine gave out 15 rollouts, but the budget is 16; give out all of it and no more."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer, sentence", ANSWERS, ids=range(len(ANSWERS)))
+def test_a_rules_answer_is_checked(answer, sentence):
+    def mine(*_):
+        return answer
+
+    with pytest.raises(InvalidInputError, match=re.escape(sentence)) as error:
+        checked_allocation(mine, evidence([0.1, 0.5]), 16, 2, 10)
+    assert "\n" not in str(error.value)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_exact import check, problems
+from naive import check, problems
 
 from trl_knapsack.allocation import BetaBeliefs, WeightedSum, allocate
 

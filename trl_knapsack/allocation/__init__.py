@@ -4,7 +4,17 @@ from .allocator import SOLVERS, Allocation, allocate
 from .difficulty import DIFFICULTIES, difficulty
 from .evidence import BetaBeliefs, Evidence
 from .explanation import Explanation, explain
-from .rules import RULES, AllocationRule, FilterRule, PaperRule, PosteriorRule, UniformRule, get_rule
+from .rules import (
+    RULES,
+    AllocationRule,
+    FilterRule,
+    PaperRule,
+    PosteriorRule,
+    UniformRule,
+    check_rule,
+    checked_allocation,
+    get_rule,
+)
 from .values import (
     VALUES,
     MixedGroupValue,
@@ -35,6 +45,8 @@ __all__ = [
     "Value",
     "WeightedSum",
     "allocate",
+    "check_rule",
+    "checked_allocation",
     "difficulty",
     "expected_values",
     "explain",

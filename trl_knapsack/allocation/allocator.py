@@ -9,27 +9,30 @@ gains. `docs/method.md` has the proof, and the other cases.
 
 import math
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from ..errors import InvalidInputError
+from .arrays import ArrayRecord, html_table, short
 from .evidence import BetaBeliefs
+from .kernels import Gains, fill_level
+from .selection import select, values_and_gains
 from .solvers import cheapest, dynamic_program, evolve, is_concave, limit_cost, select_from_table
-from .values import ClosedForm, MixedGroupValue, Table, Value, WeightedSum, check_rates, resolve
+from .values import MixedGroupValue, Value, WeightedSum, check_rates, resolve, tabulate
 
-
-__all__ = ["SOLVERS", "Allocation", "BetaBeliefs", "allocate"]
 
 #: Solvers by name.
 SOLVERS = ("exact", "dp", "genetic")
 
-_ZERO = np.zeros(1)
 
-
-@dataclass(frozen=True)
-class Allocation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Allocation(ArrayRecord):
     """
-    Rollouts for each prompt, and what they are worth. A policy of your own may return the counts alone:
+    Rollouts for each prompt, and what they are worth. A rule of your own may return the counts alone:
     `Allocation(counts)`.
 
     Attributes:
@@ -52,6 +55,46 @@ class Allocation:
     cost: float | None = None
     cost_price: float = 0.0
 
+    if TYPE_CHECKING:  # what a type checker is to believe: any sequence of whole numbers will do
+
+        def __init__(
+            self,
+            counts: ArrayLike,
+            value: float = math.nan,
+            shadow_price: float = math.nan,
+            upper_bound: float = math.inf,
+            solver: str = "custom",
+            cost: float | None = None,
+            cost_price: float = 0.0,
+        ) -> None: ...
+
+    def __post_init__(self):
+        counts = self.counts
+        if type(counts) is np.ndarray and counts.dtype == np.int64 and counts.ndim == 1:
+            return
+        try:
+            array = np.asarray(counts)
+        except ValueError:  # rows of different lengths
+            array = np.empty(())
+        if array.ndim != 1 or array.dtype.kind not in "iuf" or not np.all(array == np.floor(array)):
+            raise InvalidInputError(
+                f"counts must be whole numbers of shape (P,), not {short(counts)}; give the rollouts of each prompt, "
+                "rounded so that they sum to the budget."
+            )
+        object.__setattr__(self, "counts", array.astype(np.int64))
+
+    def _repr_html_(self) -> str:
+        counts = self.counts
+        row = [
+            counts.size,
+            counts.sum(),
+            *((counts.min(), f"{counts.mean():.1f}", counts.max()) if counts.size else "---"),
+            *(f"{number:.4g}" for number in (self.value, self.shadow_price, self.gap)),
+            self.solver,
+        ]
+        header = ["prompts", "rollouts", "least", "mean", "most", "value", "shadow price", "gap", "solver"]
+        return html_table(header, [row])
+
     @property
     def gap(self) -> float:
         """What this allocation may at most lack, `upper_bound - value`; 0 when it is proven optimal."""
@@ -60,13 +103,13 @@ class Allocation:
 
 
 def allocate(
-    success_rates,
+    success_rates: ArrayLike | BetaBeliefs,
     budget: int,
     *,
-    min_generations=2,
-    max_generations=128,
+    min_generations: ArrayLike = 2,
+    max_generations: ArrayLike = 128,
     value: Value = "knapsack",
-    costs=None,
+    costs: ArrayLike | None = None,
     max_cost: float | None = None,
     cost_weight: float | None = None,
     solver: str = "exact",
@@ -122,63 +165,54 @@ def allocate(
     ```
     """
     if solver not in SOLVERS:
-        raise ValueError(f"solver {solver!r} is not known; choose one of {', '.join(map(repr, SOLVERS))}.")
+        raise InvalidInputError(f"solver {solver!r} is not known; choose one of {', '.join(map(repr, SOLVERS))}.")
     known = check_rates(success_rates)
-    bounds = (min_generations, max_generations)
-    plain = costs is None and max_cost is None and cost_weight is None and solver == "exact"
-    if plain and isinstance(value, (str, MixedGroupValue, WeightedSum)):
-        return _select(known, budget, bounds, value)
-    return _solve(known, budget, bounds, value, costs, max_cost, cost_weight, solver, seed)
+    if costs is None and max_cost is None and cost_weight is None and solver == "exact":
+        own = not isinstance(value, (str, MixedGroupValue, WeightedSum))
+        budget, low, high = check_budget(
+            len(known), budget, min_generations, max_generations, least_bound=0 if own else 1, spread=own
+        )
+        form = resolve(known, value, int(high.max()))
+        if isinstance(form, Gains):
+            counts, total, price = select(form, low, high, budget - _total(low, len(known)))
+            return Allocation(counts, total, price, total, "exact")
+    return _solve(known, budget, (min_generations, max_generations), value, costs, max_cost, cost_weight, solver, seed)
 
 
-def _select(known, budget, bounds, value) -> Allocation:
-    """The common case on its own: neither costs nor tables."""
-    prompts = known[0].size
-    budget, low, high = check_budget(prompts, budget, *bounds, spread=False)
-    form = resolve(*known, value, int(high.max()))
-    if isinstance(form, Table):
-        return _solve(known, budget, bounds, value)
-    from .kernels import select
-
-    counts, total, price = select(
-        form.first, form.second, form.half_p, form.half_q, form.scale, _ZERO, low, high, budget, _total(low, prompts)
-    )
-    return Allocation(counts, total, price, total, "exact")
-
-
-def _solve(
-    known, budget, bounds, value, costs=None, max_cost=None, cost_weight=None, solver="exact", seed=0
-) -> Allocation:
-    """Every other case."""
+def _solve(known, budget, bounds, value, costs, max_cost, cost_weight, solver, seed) -> Allocation:
+    """What is not the common case: costs, tables, other solvers."""
     own = not isinstance(value, (str, MixedGroupValue, WeightedSum))
-    prompts = known[0].size
-    budget, low, high = check_budget(prompts, budget, *bounds, least_bound=0 if own else 1)
+    budget, low, high = check_budget(len(known), budget, *bounds, least_bound=0 if own else 1)
     costs, max_cost, cost_weight = _check_costs(costs, max_cost, cost_weight, low, high, budget)
     if solver == "genetic":
         return _evolve(known, budget, low, high, value, costs, seed)
 
-    form = resolve(*known, value, int(high.max()))
-    if solver == "dp" or (isinstance(form, Table) and not is_concave(form.values, low, high)):
+    form = resolve(known, value, int(high.max()))
+    if solver == "dp" or (not isinstance(form, Gains) and not is_concave(form, low, high)):
         return _by_dynamic_program(form, budget, low, high, costs, max_cost, cost_weight)
-    if isinstance(form, Table):
-        tokens = 0.0 if costs is None else costs[:, None] * np.arange(form.values.shape[1])  # (P, M)
+    need = budget - int(low.sum())
+    if isinstance(form, Gains):
 
         def total(counts):
-            return _total_of_table(form.values, counts)
+            return float(values_and_gains(form, counts)[0].sum())
 
         def solve(mu):
-            counts, price = select_from_table(form.values - mu * tokens, low, high, budget)
-            return counts, total(counts), price
+            # One number added to all gains changes no choice, and keeps them from being negative.
+            tokens = np.zeros(1) if costs is None else mu * costs
+            lift = float(tokens.max())
+            counts, worth, price = select(form._replace(shift=lift - tokens), low, high, need)
+            return counts, worth, price - lift
     else:
+        tokens_of = 0.0 if costs is None else costs[:, None] * np.arange(form.shape[1])  # (P, M)
 
         def total(counts):
-            return _total_of_form(form, counts)
+            return _total_of_table(form, counts)
 
         def solve(mu):
-            counts, price = _select_priced(form, low, high, budget, costs, mu)
+            counts, price = select_from_table(form - mu * tokens_of, low, high, budget)
             return counts, total(counts), price
 
-    if max_cost is None:
+    if max_cost is None or costs is None:
         mu = cost_weight or 0.0
         counts, worth, price = solve(mu)
         bound = worth
@@ -189,7 +223,7 @@ def _solve(
 
 
 def _by_dynamic_program(form, budget, low, high, costs, max_cost, cost_weight) -> Allocation:
-    values = form.values if isinstance(form, Table) else _tabulate(form, int(high.max()))
+    values = tabulate(form, int(high.max())) if isinstance(form, Gains) else form
     mu = cost_weight or 0.0
     net = values if not mu else values - mu * costs[:, None] * np.arange(values.shape[1])
     limited = (costs, max_cost) if max_cost is not None else ()
@@ -211,45 +245,18 @@ def _total_of_table(values: np.ndarray, counts: np.ndarray) -> float:
     return float(values[np.arange(counts.size), counts].sum())
 
 
-def _total_of_form(form: ClosedForm, counts: np.ndarray) -> float:
-    from .kernels import values_and_gains
-
-    return float(values_and_gains(form.first, form.second, form.half_p, form.half_q, form.scale, counts)[0].sum())
-
-
-def _select_priced(form: ClosedForm, low, high, budget, costs, mu) -> tuple[np.ndarray, float]:
-    """Selection with gains from which the worth of the tokens, `mu * costs (P,)`, is taken off."""
-    from .kernels import select
-
-    tokens = mu * costs
-    # One number added to all gains changes no choice, and keeps them from being negative.
-    lift = float(tokens.max())
-    counts, _, price = select(
-        form.first, form.second, form.half_p, form.half_q, form.scale, lift - tokens, low, high, budget, int(low.sum())
-    )
-    return counts, price - lift
-
-
-def _tabulate(form: ClosedForm, longest: int) -> np.ndarray:
-    """Values of 0 .. `longest` rollouts, `(P, longest + 1)`."""
-    from .kernels import value_table
-
-    table = np.zeros((form.first.size, longest + 1))
-    value_table(form.first, form.second, form.half_p, form.half_q, form.scale, table)
-    return table
-
-
-def _evolve(known, budget, low, high, value, costs, seed) -> Allocation:
+def _evolve(known, budget, low, high, value: Any, costs, seed) -> Allocation:
     if not callable(value):
-        raise ValueError(
+        raise InvalidInputError(
             f'value ({value!r}) must be a callable from counts (P,) to one number with solver="genetic"; for a value '
             'that is a sum over prompts use solver="exact".'
         )
     if costs is not None:
-        raise ValueError('solver="genetic" takes no costs; let the value callable account for them.')
+        raise InvalidInputError('solver="genetic" takes no costs; let the value callable account for them.')
+    value = cast(Callable[[np.ndarray], float], value)
     starts = [equal_shares(low, high, budget)]
     if low.min() >= 1:
-        starts.append(_select(known, budget, (low, high), "knapsack").counts)
+        starts.append(select(resolve(known, "knapsack", 0), low, high, budget - int(low.sum()))[0])  # type: ignore
     counts, total = evolve(value, low, high, budget, starts, seed)
     more = [value(counts + step) - total for step in np.eye(low.size, dtype=np.int64)[counts < high]]
     return Allocation(counts, total, float(max(more, default=0.0)), math.inf, "genetic")
@@ -259,25 +266,29 @@ def _check_costs(costs, max_cost, cost_weight, low, high, budget):
     if costs is None:
         if max_cost is not None or cost_weight is not None:
             name = "max_cost" if max_cost is not None else "cost_weight"
-            raise ValueError(f"{name} needs costs; give the expected completion tokens of each prompt.")
+            raise InvalidInputError(f"{name} needs costs; give the expected completion tokens of each prompt.")
         return None, None, None
     costs = np.ascontiguousarray(costs, dtype=np.float64)
     if costs.shape != low.shape:
-        raise ValueError(f"costs has shape {costs.shape} but must have shape ({low.size},), one for each prompt.")
+        raise InvalidInputError(
+            f"costs has shape {costs.shape} but must have shape ({low.size},), one for each prompt."
+        )
     wrong = np.flatnonzero(~(np.isfinite(costs) & (costs > 0)))
     if wrong.size:
-        raise ValueError(
+        raise InvalidInputError(
             f"costs[{wrong[0]}] is {costs[wrong[0]]} but must be positive and finite; where no length is known, give "
             "the mean of those that are."
         )
     if (max_cost is None) == (cost_weight is None):
-        raise ValueError("costs need either max_cost, a limit on tokens, or cost_weight, a price for each; give one.")
+        raise InvalidInputError(
+            "costs need either max_cost, a limit on tokens, or cost_weight, a price for each; give one."
+        )
     if cost_weight is not None and not (math.isfinite(cost_weight) and cost_weight >= 0):
-        raise ValueError(f"cost_weight ({cost_weight}) must be finite and not negative.")
+        raise InvalidInputError(f"cost_weight ({cost_weight}) must be finite and not negative.")
     if max_cost is not None:
         least = float(costs @ cheapest(costs, low, high, budget))
         if not max_cost >= least:
-            raise ValueError(
+            raise InvalidInputError(
                 f"max_cost ({max_cost}) must be at least {least:g}, the fewest tokens that {budget} rollouts can take "
                 "within the bounds; raise it or lower the budget or min_generations."
             )
@@ -286,36 +297,40 @@ def _check_costs(costs, max_cost, cost_weight, low, high, budget):
 
 def equal_shares(low: np.ndarray, high: np.ndarray, budget: int) -> np.ndarray:
     """Counts `(P,)` that are as equal as the bounds `(P,)` allow; a rest goes to the first prompts."""
-    from .kernels import fill_level
-
     counts = low.copy()
     fill_level(counts, high, budget - int(low.sum()))
     return counts
 
 
-def check_bounds(name: str, bounds, prompts: int, least: int) -> np.ndarray:
+def check_bounds(name: str, bounds: ArrayLike, prompts: int, least: int) -> np.ndarray:
     """A bound as int64 of shape `(1,)` or `(P,)`, or one sentence that says what is wrong with it."""
     if type(bounds) is int:
         if bounds < least:
-            raise ValueError(f"{name} ({bounds}) must be at least {least}.")
+            raise InvalidInputError(f"{name} ({bounds}) must be at least {least}.")
         return np.array((bounds,))
     array = np.asarray(bounds)
     if array.ndim > 1 or (array.ndim == 1 and array.size != prompts):
-        raise ValueError(
+        raise InvalidInputError(
             f"{name} has shape {array.shape} but must be one number or have shape ({prompts},), one for each prompt."
         )
     if array.dtype.kind not in "iuf" or (array.dtype.kind == "f" and not np.all(array == np.floor(array))):
-        raise ValueError(f"{name} must be integers, not {bounds!r}.")
+        raise InvalidInputError(f"{name} must be integers, not {bounds!r}.")
     array = np.atleast_1d(array)
     if not np.all((array >= least) & (array < 2**31)):
         wrong = np.flatnonzero(~((array >= least) & (array < 2**31)))[0]
         which = name if array.size == 1 else f"{name}[{wrong}]"
-        raise ValueError(f"{which} ({array[wrong]}) must be at least {least} and below 2^31.")
+        raise InvalidInputError(f"{which} ({array[wrong]}) must be at least {least} and below 2^31.")
     return np.ascontiguousarray(array, dtype=np.int64)
 
 
 def check_budget(
-    prompts: int, budget, min_generations, max_generations, *, least_bound: int = 1, spread: bool = True
+    prompts: int,
+    budget: int,
+    min_generations: ArrayLike,
+    max_generations: ArrayLike,
+    *,
+    least_bound: int = 1,
+    spread: bool = True,
 ) -> tuple[int, np.ndarray, np.ndarray]:
     """
     A budget and its bounds as `int` and two int64 arrays, of shape `(P,)`, or as given `(1,)` without `spread`.
@@ -324,11 +339,11 @@ def check_budget(
         `ValueError`: in one sentence, if they are not valid or contradict each other.
     """
     if prompts == 0:
-        raise ValueError("success_rates is empty; give at least one prompt.")
+        raise InvalidInputError("success_rates is empty; give at least one prompt.")
     try:
         budget = operator.index(budget)
     except TypeError:
-        raise ValueError(f"budget ({budget!r}) must be an integer number of rollouts.") from None
+        raise InvalidInputError(f"budget ({budget!r}) must be an integer number of rollouts.") from None
     low = check_bounds("min_generations", min_generations, prompts, least_bound)
     high = check_bounds("max_generations", max_generations, prompts, 1)
     if low.size == 1 and high.size == 1:
@@ -340,12 +355,12 @@ def check_budget(
         crossed = int(wrong[0]) if wrong.size else None
     if crossed is not None:
         lower, upper = (int(bound[crossed if bound.size > 1 else 0]) for bound in (low, high))
-        raise ValueError(
+        raise InvalidInputError(
             f"max_generations ({upper}) must be at least min_generations ({lower})"
             f"{f' of prompt {crossed}' if max(low.size, high.size) > 1 else ''}; raise it or lower min_generations."
         )
     if not least <= budget <= most:
-        raise ValueError(
+        raise InvalidInputError(
             f"budget ({budget}) must lie between {least} and {most}, what {prompts} prompts with min_generations and "
             f"max_generations can take; {'lower min_generations' if budget < least else 'raise max_generations'} or "
             "change the budget."

@@ -1,12 +1,17 @@
 """What is known of prompts before their rollouts are allocated."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+from ..errors import InvalidInputError
+from .arrays import ArrayRecord
 
 
-@dataclass(frozen=True)
-class BetaBeliefs:
+@dataclass(frozen=True, eq=False, repr=False)
+class BetaBeliefs(ArrayRecord):
     """
     What is believed of `P` success rates: `p_i ~ Beta(alpha_i, beta_i)`.
 
@@ -20,11 +25,15 @@ class BetaBeliefs:
     alpha: np.ndarray  # (P,) float64
     beta: np.ndarray  # (P,) float64
 
+    if TYPE_CHECKING:  # what a type checker is to believe: lists will do
+
+        def __init__(self, alpha: ArrayLike, beta: ArrayLike) -> None: ...
+
     def __post_init__(self):
         for name in ("alpha", "beta"):
             object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype=np.float64))
         if self.alpha.ndim != 1 or self.alpha.shape != self.beta.shape:
-            raise ValueError(
+            raise InvalidInputError(
                 f"alpha {self.alpha.shape} and beta {self.beta.shape} must be two arrays of one shape (P,); give one "
                 "pair of parameters for each prompt."
             )
@@ -32,7 +41,7 @@ class BetaBeliefs:
             parameters = getattr(self, name)
             wrong = np.flatnonzero(~((parameters > 0) & (parameters <= 1e12)))
             if wrong.size:
-                raise ValueError(
+                raise InvalidInputError(
                     f"{name}[{wrong[0]}] is {parameters[wrong[0]]} but must be positive and at most 1e12; add the prior "
                     "to the counts of successes and failures."
                 )
@@ -46,8 +55,8 @@ class BetaBeliefs:
         return self.alpha / (self.alpha + self.beta)
 
 
-@dataclass(frozen=True)
-class Evidence:
+@dataclass(frozen=True, eq=False, repr=False)
+class Evidence(ArrayRecord):
     """
     What is known of `P` prompts before their rollouts are allocated.
 

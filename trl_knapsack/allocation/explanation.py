@@ -4,25 +4,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from ..errors import missing_extra
 from .allocator import Allocation, check_budget, equal_shares
+from .arrays import ArrayRecord, html_table
+from .difficulty import FINE_EDGES, classify
 from .evidence import BetaBeliefs
 from .rules import PaperRule
-from .values import Value, check_rates, expected_values, values_and_gains
+from .values import Value, check_rates, expected_values, judge
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Edges of the table's rows: the five difficulty classes of the paper, the two wide ones split.
-_EDGES = np.array([0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 1.0])
-
-
-@dataclass(frozen=True)
-class Explanation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Explanation(ArrayRecord):
     """
-    An allocation seen prompt by prompt. Made by [`explain`]; `print` shows the table.
+    An allocation seen prompt by prompt. Made by [`explain`], and shown as a table, in a notebook too.
 
     Attributes:
         allocation ([`Allocation`]): What is explained.
@@ -44,21 +44,21 @@ class Explanation:
     def rows(self) -> list[dict[str, float]]:
         """
         One row per class of success rates that has prompts, with the keys `from`, `to`, `prompts`, `rollouts`, `least`,
-        `mean`, `most` (rollouts of a prompt), `last_gain` (mean) and `value` (share of the total).
+        `mean`, `most` (rollouts of a prompt), `last_gain` (mean) and `value` (share of the total). The classes are the
+        paper's five, the wide ones split; edges below 1/2 belong to the row that ends there, the others to the row that
+        begins there.
         """
         counts = self.allocation.counts
-        # A rate of exactly 0 or 1 is a class of its own, the others are open at their upper ends.
-        row = np.digitize(self.rates, _EDGES)
-        row[self.rates == 0.0] = 0
+        row = classify(self.rates, FINE_EDGES)
+        edges = [0.0, 0.0, *FINE_EDGES, 1.0, 1.0]
         total = self.values.sum()
         rows = []
         for j in np.unique(row):
             own = row == j
-            low, high = (0.0, 0.0) if j == 0 else (1.0, 1.0) if j == len(_EDGES) else (_EDGES[j - 1], _EDGES[j])
             rows.append(
                 {
-                    "from": float(low),
-                    "to": float(high),
+                    "from": float(edges[j]),
+                    "to": float(edges[j + 1]),
                     "prompts": int(own.sum()),
                     "rollouts": int(counts[own].sum()),
                     "least": int(counts[own].min()),
@@ -71,23 +71,41 @@ class Explanation:
         return rows
 
     def __str__(self) -> str:
-        lines = ["success rate   prompts  rollouts   least    mean    most    last gain   value"]
-        for row in self.rows():
-            interval = f"{row['from']:.2f} - {row['to']:.2f}" if row["from"] < row["to"] else f"{row['from']:.0f}"
-            lines.append(
-                f"{interval:<13}{row['prompts']:>9}{row['rollouts']:>10}{row['least']:>8}{row['mean']:>8.1f}"
-                f"{row['most']:>8}{row['last_gain']:>13.2e}{row['value']:>8.1%}"
-            )
+        header, rows, summary = self._table()
+        widths = (-13, 9, 10, 8, 8, 8, 13, 8)
+        lines = [
+            "".join(f"{cell:<{-w}}" if w < 0 else f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True))
+            for row in [header, *rows]
+        ]
+        return "\n".join([*lines, summary])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html_table(*self._table())
+
+    def _table(self) -> tuple[list[str], list[list[str]], str]:
+        """Header, rows and the line below them, all in words."""
+        header = ["success rate", "prompts", "rollouts", "least", "mean", "most", "last gain", "value"]
+        rows = [
+            [
+                f"{row['from']:.2f} - {row['to']:.2f}" if row["from"] < row["to"] else f"{row['from']:.0f}",
+                *(str(row[name]) for name in ("prompts", "rollouts", "least")),
+                f"{row['mean']:.1f}",
+                str(row["most"]),
+                f"{row['last_gain']:.2e}",
+                f"{row['value']:.1%}",
+            ]
+            for row in self.rows()
+        ]
         value = self.totals["allocation"]
         shares = [
             f"{_percent(value, self.totals[name])} of {shown}"
             for name, shown in (("uniform", "uniform"), ("paper", "the paper's rule"), ("bound", "the bound"))
             if np.isfinite(self.totals[name])
         ]
-        lines.append(
-            f"value {value:.6g}: {', '.join(shares)}; one more rollout adds {self.allocation.shadow_price:.2e}"
-        )
-        return "\n".join(lines)
+        price = f"one more rollout adds {self.allocation.shadow_price:.2e}"
+        return header, rows, f"value {value:.6g}: {', '.join(shares)}; {price}"
 
     def plot(self, path: str | None = None) -> "Figure":
         """
@@ -105,7 +123,7 @@ class Explanation:
         try:
             from matplotlib.figure import Figure
         except ImportError as error:
-            raise ImportError('Plots need matplotlib; run `pip install "trl_knapsack[plots]"`.') from error
+            raise missing_extra("Plots need matplotlib", "plots") from error
 
         figure = Figure(figsize=(12, 3.6), layout="constrained")
         many, last, bars = figure.subplots(1, 3, width_ratios=(3, 3, 2))
@@ -142,12 +160,12 @@ class Explanation:
 
 def explain(
     allocation: Allocation,
-    success_rates,
+    success_rates: ArrayLike | BetaBeliefs,
     *,
     value: Value = "knapsack",
-    min_generations=2,
-    max_generations=128,
-    last_rates=None,
+    min_generations: ArrayLike = 2,
+    max_generations: ArrayLike = 128,
+    last_rates: ArrayLike | None = None,
 ) -> Explanation:
     """
     Explain an allocation, whichever rule it came from.
@@ -170,31 +188,35 @@ def explain(
     Example:
 
     ```python
-    >>> from trl_knapsack import allocate
-    >>> from trl_knapsack.allocation.explanation import explain
+    >>> from trl_knapsack.allocation import allocate, explain
 
     >>> rates = [0.0, 0.1, 0.4, 0.9, 1.0]
-    >>> print(explain(allocate(rates, budget=40), rates))
+    >>> explain(allocate(rates, budget=40), rates)
     success rate   prompts  rollouts   least    mean    most    last gain   value
     0                    1         2       2     2.0       2     0.00e+00    0.0%
-    0.10 - 0.20          1        24      24    24.0      24     7.18e-04   34.0%
-    0.40 - 0.60          1         9       9     9.0       9     1.02e-03   64.9%
+    0.05 - 0.10          1        24      24    24.0      24     7.18e-04   34.0%
+    0.20 - 0.40          1         9       9     9.0       9     1.02e-03   64.9%
     0.90 - 0.95          1         3       3     3.0       3     8.10e-04    1.1%
     1                    1         2       2     2.0       2     0.00e+00    0.0%
     value 0.21948: 113.9% of uniform, 100.0% of the paper's rule, 100.0% of the bound; one more rollout adds 6.64e-04
     ```
     """
-    known = check_rates(success_rates)[0]
-    rates = success_rates.mean if isinstance(success_rates, BetaBeliefs) else known
+    known = check_rates(success_rates)
+    rates = _means(known)
     counts = allocation.counts
     budget, low, high = check_budget(len(counts), int(counts.sum()), min_generations, max_generations, least_bound=0)
-    values, next_gains = values_and_gains(success_rates, counts, value)
-    _, last_gains = values_and_gains(success_rates, np.maximum(counts - 1, 0), value)
-    last_rates = rates if last_rates is None else check_rates(last_rates)[0]
-    rules = {"uniform": equal_shares(low, high, budget), "paper": PaperRule().share(last_rates, budget, low, high)}
+    values, next_gains = judge(success_rates, counts, value)
+    _, last_gains = judge(success_rates, np.maximum(counts - 1, 0), value)
+    visited = rates if last_rates is None else _means(check_rates(last_rates))
+    rules = {"uniform": equal_shares(low, high, budget), "paper": PaperRule().share(visited, budget, low, high)}
     totals = {name: float(expected_values(success_rates, other, value).sum()) for name, other in rules.items()}
     totals |= {"allocation": float(values.sum()), "bound": allocation.upper_bound}
     return Explanation(allocation, rates, values, last_gains, next_gains, totals)
+
+
+def _means(known: np.ndarray | BetaBeliefs) -> np.ndarray:
+    """Rates, or the means of beliefs, `(P,)`."""
+    return known.mean if isinstance(known, BetaBeliefs) else known
 
 
 def _bubbles(axes, x: np.ndarray, y: np.ndarray, color: str) -> None:

@@ -9,14 +9,18 @@ Rules that turn what is known of prompts into rollouts: small objects of one int
 | `"uniform"` | equal shares |
 """
 
+import inspect
+import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
+from ..errors import InvalidInputError
 from .allocator import Allocation, allocate, check_budget, equal_shares
-from .evidence import Evidence
-from .values import Value, values_and_gains
+from .arrays import short
+from .evidence import BetaBeliefs, Evidence
+from .values import Value, judge
 
 
 @runtime_checkable
@@ -28,7 +32,7 @@ class AllocationRule(Protocol):
     def __call__(self, evidence: Evidence, budget: int, min_generations: int, max_generations: int) -> Allocation:
         """
         Args:
-            evidence ([`~trl_knapsack.tracking.tracker.Evidence`]): What is known of the `P` prompts.
+            evidence ([`Evidence`]): What is known of the `P` prompts.
             budget (`int`): Rollouts to give out, all of them.
             min_generations (`int`): Least rollouts of a prompt.
             max_generations (`int`): Most rollouts of a prompt.
@@ -85,7 +89,7 @@ class PaperRule:
 
     def __post_init__(self):
         if not 0 <= self.confidence <= 1:
-            raise ValueError(f"confidence ({self.confidence}) must lie in [0, 1]; the published code's is 0.9.")
+            raise InvalidInputError(f"confidence ({self.confidence}) must lie in [0, 1]; the published code's is 0.9.")
 
     def __call__(self, evidence: Evidence, budget: int, min_generations: int, max_generations: int) -> Allocation:
         rates = np.asarray(evidence.last_rate, dtype=np.float64)
@@ -94,7 +98,7 @@ class PaperRule:
         counts = equal_shares(low, high, budget)
         if seen.any():
             counts[seen] = self.share(rates[seen], int(counts[seen].sum()), low[seen], high[seen])
-        return _judged(np.where(seen, rates, 0.0), counts, self.value, "paper")
+        return _judged(np.where(seen, rates, 0.0), counts, high, self.value, "paper")
 
     def share(self, rates: np.ndarray, budget: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         """Counts `(P,)` for prompts that were all seen; `rates`, `low` and `high` are `(P,)`."""
@@ -131,7 +135,13 @@ class FilterRule:
 
     The simple baseline. Prompts never seen count as the others; when all prompts are filtered, or the others cannot
     take the whole budget, the filtered ones share the rest equally.
+
+    Args:
+        value ([`~trl_knapsack.allocation.values.Value`], *optional*, defaults to `"knapsack"`):
+            The value of rollouts that is reported; it decides nothing.
     """
+
+    value: Value = "knapsack"
 
     def __call__(self, evidence: Evidence, budget: int, min_generations: int, max_generations: int) -> Allocation:
         rates = np.asarray(evidence.last_rate, dtype=np.float64)
@@ -142,61 +152,128 @@ class FilterRule:
             if group.any():
                 room = min(budget - int(counts[~group].sum()), int(high[group].sum()))
                 counts[group] = equal_shares(low[group], high[group], room)
-        return _judged(evidence.beliefs, counts, "knapsack", "filter")
+        return _judged(evidence.beliefs, counts, high, self.value, "filter")
 
 
 @dataclass(frozen=True)
 class UniformRule:
-    """Equal shares, as plain GRPO; a rest that does not divide goes to the first prompts."""
+    """
+    Equal shares, as plain GRPO; a rest that does not divide goes to the first prompts.
+
+    Args:
+        value ([`~trl_knapsack.allocation.values.Value`], *optional*, defaults to `"knapsack"`):
+            The value of rollouts that is reported; it decides nothing.
+    """
+
+    value: Value = "knapsack"
 
     def __call__(self, evidence: Evidence, budget: int, min_generations: int, max_generations: int) -> Allocation:
-        budget, low, high = check_budget(len(evidence.alpha), budget, min_generations, max_generations)
-        return _judged(evidence.beliefs, equal_shares(low, high, budget), "knapsack", "uniform")
+        budget, low, high = check_budget(len(evidence), budget, min_generations, max_generations)
+        return _judged(evidence.beliefs, equal_shares(low, high, budget), high, self.value, "uniform")
 
 
-def _judged(success_rates, counts: np.ndarray, value: Value, solver: str) -> Allocation:
-    """Counts of a rule that optimises nothing, with what they are worth."""
-    values, gains = values_and_gains(success_rates, counts, value)
-    return Allocation(counts, float(values.sum()), float(gains.max()), float("inf"), solver)
+def _judged(
+    success_rates: np.ndarray | BetaBeliefs, counts: np.ndarray, high: np.ndarray, value: Value, solver: str
+) -> Allocation:
+    """Counts of a rule that optimises nothing, with what they are worth; `high` is `(P,)`."""
+    values, gains = judge(success_rates, counts, value)
+    price = float(gains.max(initial=0.0, where=counts < high))  # 0 where nobody may take one more
+    return Allocation(counts, float(values.sum()), price, math.inf, solver)
 
 
-_RULES = {
-    "posterior": PosteriorRule(),
-    "paper": PaperRule(),
-    "filter": FilterRule(),
-    "uniform": UniformRule(),
-}
+_RULES = {"posterior": PosteriorRule, "paper": PaperRule, "filter": FilterRule, "uniform": UniformRule}
 
 #: Names that [`get_rule`] knows.
 RULES = tuple(_RULES)
 
 
-def get_rule(name: str) -> AllocationRule:
+def get_rule(name: str, value: Value = "knapsack") -> AllocationRule:
     """
-    The policy of a name.
+    The rule of a name.
 
     Args:
         name (`str`): One of [`RULES`].
+        value ([`~trl_knapsack.allocation.values.Value`], *optional*, defaults to `"knapsack"`):
+            The value of rollouts: what the rule optimises, or is judged by.
 
     Raises:
-        `ValueError`: if there is no policy of that name.
+        `ValueError`: if there is no rule of that name.
     """
     if name not in _RULES:
-        raise ValueError(f"allocation {name!r} is not known; choose one of {', '.join(map(repr, RULES))}.")
-    return _RULES[name]
+        raise InvalidInputError(f"allocation {name!r} is not known; choose one of {', '.join(map(repr, RULES))}.")
+    return _RULES[name](value)
 
 
-# TEMPORARY
-def check_rule(rule):
-    return rule
+def check_rule(rule: Any) -> AllocationRule:
+    """
+    A rule of the user's own, or one sentence that says why it is none.
+
+    Raises:
+        `ValueError`: if it is a name, a class, not callable, or does not take four arguments.
+    """
+    if isinstance(rule, str):
+        raise InvalidInputError(
+            f"allocation_rule ({rule!r}) must be a rule, not a name; for a built-in rule set allocation={rule!r} in the "
+            "configuration instead."
+        )
+    if isinstance(rule, type):
+        raise InvalidInputError(
+            f"allocation_rule is the class {rule.__name__}, but must be an instance; give {rule.__name__}()."
+        )
+    takes = "rule(evidence, budget, min_generations, max_generations)"
+    if not callable(rule):
+        raise InvalidInputError(f"allocation_rule ({rule!r}) must be callable; give a function or an object, {takes}.")
+    try:
+        signature = inspect.signature(rule)
+    except ValueError:  # some that are written in C have none
+        return cast(AllocationRule, rule)
+    try:
+        signature.bind(None, None, None, None)
+    except TypeError:
+        raise InvalidInputError(
+            f"allocation_rule {_name(rule)} takes {signature}, but is called with four arguments; write it as {takes}."
+        ) from None
+    return cast(AllocationRule, rule)
 
 
-def checked_allocation(rule, evidence, budget, low, high):
-    allocation = rule(evidence, budget, low, high)
-    counts, prompts = allocation.counts, len(evidence.alpha)
-    if counts.shape != (prompts,) or counts.sum() != budget or not ((low <= counts) & (counts <= high)).all():
-        raise ValueError(
-            f"The allocation policy {rule!r} returned the counts {counts}, but it must give each "
-            f"of {prompts} prompts {low} to {high} generations, {budget} in all."
+def checked_allocation(
+    rule: AllocationRule, evidence: Evidence, budget: int, min_generations: int, max_generations: int
+) -> Allocation:
+    """
+    What a rule answers, if that is an [`Allocation`] of the whole budget within the bounds.
+
+    Args:
+        rule ([`AllocationRule`]): The rule that is asked, with the other arguments.
+
+    Raises:
+        `ValueError`: in one sentence, if it is anything else.
+    """
+    allocation = rule(evidence, budget, min_generations, max_generations)
+    name, prompts = f"The allocation rule {_name(rule)}", len(evidence)
+    if not isinstance(allocation, Allocation):
+        raise InvalidInputError(
+            f"{name} returned {short(allocation)}, but must return an Allocation; return Allocation(counts)."
+        )
+    counts = allocation.counts
+    if counts.size != prompts:
+        raise InvalidInputError(
+            f"{name} returned counts for {counts.size} prompts, but there are {prompts}; give one count for each."
+        )
+    wrong = np.flatnonzero((counts < min_generations) | (counts > max_generations))
+    if wrong.size:
+        i = int(wrong[0])
+        raise InvalidInputError(
+            f"{name} gave {counts[i]} rollouts to prompt {i} ({evidence.keys[i]}), but each must get min_generations "
+            f"({min_generations}) to max_generations ({max_generations}); keep within them, or change them in the "
+            "configuration."
+        )
+    if counts.sum() != budget:
+        raise InvalidInputError(
+            f"{name} gave out {counts.sum()} rollouts, but the budget is {budget}; give out all of it and no more."
         )
     return allocation
+
+
+def _name(rule: object) -> str:
+    """A function's own name; an object as it shows itself."""
+    return getattr(rule, "__name__", None) or repr(rule)

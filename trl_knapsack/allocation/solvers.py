@@ -10,6 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..errors import InvalidInputError, missing_extra
+from .kernels import expect, knapsack_table
+
 
 # Memory that the choices of the dynamic program may take.
 DP_BYTES = 4 << 30
@@ -65,8 +68,6 @@ def dynamic_program(
     Raises:
         `ValueError`: if costs are not integers, if no allocation is cheap enough, or if the table would be too large.
     """
-    from .kernels import knapsack_table
-
     room = budget - int(low.sum())
     if costs is None:
         costs = np.zeros(low.size, dtype=np.int64)
@@ -74,7 +75,7 @@ def dynamic_program(
     else:
         if np.any(costs != np.floor(costs)):
             wrong = np.flatnonzero(costs != np.floor(costs))[0]
-            raise ValueError(
+            raise InvalidInputError(
                 f'costs[{wrong}] is {costs[wrong]} but solver="dp" needs integer costs; round them, or use '
                 'solver="exact", which returns a proven gap.'
             )
@@ -83,13 +84,15 @@ def dynamic_program(
         tokens = int(min(math.floor(min(max_cost, most)), most) - (costs * low).sum())
     cells = low.size * (room + 2) * (tokens + 1)
     if cells * 4 > DP_BYTES:
-        raise ValueError(
+        raise InvalidInputError(
             f"The dynamic program would need {cells * 4 / 2**30:.1f} GiB for {low.size} prompts, {room} rollouts above "
             f"min_generations and {tokens} tokens, more than {DP_BYTES >> 30} GiB; give costs in coarser units, or use "
             'solver="exact".'
         )
     # One rollout more than asked for: what it adds is the price.
-    best, choices = knapsack_table(np.ascontiguousarray(values), low, high, costs, room + 1, tokens)
+    best, choices = np.empty((room + 2, tokens + 1)), np.zeros((low.size, room + 2, tokens + 1), np.int32)
+    expect(cells * max(1, int((high - low).max())) // 10)  # a cell is less than a rollout
+    knapsack_table(np.ascontiguousarray(values), low, high, costs, best, choices)
     counts = np.empty(low.size, dtype=np.int64)
     left, spent = room, tokens
     for i in range(low.size - 1, -1, -1):
@@ -165,7 +168,7 @@ def _between(cheap: np.ndarray, dear: np.ndarray, costs: np.ndarray, room: float
     counts = cheap.copy()
     for j in np.argsort(-exchange, kind="stable"):
         if 0.0 < exchange[j] <= room:
-            room -= exchange[j]
+            room -= float(exchange[j])
             counts[more[j]] += 1
             counts[fewer[j]] -= 1
     return counts
@@ -199,9 +202,7 @@ def evolve(
         from pymoo.operators.repair.rounding import RoundingRepair
         from pymoo.optimize import minimize
     except ImportError as error:
-        raise ImportError(
-            'solver="genetic" needs pymoo, which is not installed; run `pip install "trl_knapsack[genetic]"`.'
-        ) from error
+        raise missing_extra('solver="genetic" needs pymoo', "genetic") from error
 
     rng = np.random.default_rng(seed)
 
@@ -230,11 +231,11 @@ def evolve(
         first.append(fit(rng.uniform(low, high)))
     algorithm = GA(
         pop_size=population,
-        sampling=np.array(first),
+        sampling=np.array(first),  # type: ignore[arg-type]  # an array of candidates will do
         crossover=SBX(vtype=float, repair=RoundingRepair()),
         mutation=PM(vtype=float, repair=RoundingRepair()),
         repair=Budget(),
         eliminate_duplicates=True,
     )
     result = minimize(Rollouts(), algorithm, ("n_gen", generations), seed=seed, verbose=False)
-    return np.asarray(result.X, dtype=np.int64), -float(result.F[0])
+    return np.asarray(result.X, dtype=np.int64), -float(np.ravel(result.F)[0])  # type: ignore[arg-type]

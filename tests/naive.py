@@ -1,5 +1,5 @@
 """
-Slow and obvious oracles of the allocator. Nothing of the package is imported here.
+Slow and obvious oracles of the allocator, and the problems that they are asked. Nothing of the package is imported here.
 
 `value` and `gain` follow the formulas of the paper with plain powers, beliefs are integrated by Gauss-Jacobi quadrature or
 summed exactly in fractions, and the solvers enumerate, sort or take one rollout at a time.
@@ -10,6 +10,7 @@ from fractions import Fraction
 from itertools import product
 
 import numpy as np
+from hypothesis import strategies as st
 
 
 # (r, s) of w(p) = p^r (1-p)^s by the name of the value
@@ -108,3 +109,31 @@ def largest_gains(gains, low, high, budget):
     n = np.arange(gains.shape[1])
     allowed = (n >= np.asarray(low)[:, None]) & (n < np.asarray(high)[:, None])
     return np.sort(gains[allowed])[::-1][: budget - int(np.sum(low))].sum()
+
+
+rates = st.one_of(
+    st.floats(0, 1),
+    st.integers(0, 8).map(lambda k: k / 8),
+    st.sampled_from([0.0, 1.0, 0.5, 1e-12, 1e-3, 1 - 1e-3, 1 - 1e-12, 5e-324]),
+)
+parameters = st.one_of(st.floats(1e-3, 50.0), st.integers(0, 8).map(lambda k: k + 0.5))
+
+
+few = st.integers(1, 5)
+little = st.integers(0, 4)
+
+
+@st.composite
+def problems(draw, prompts=few, room=little, known=rates):
+    """Rates, bounds per prompt and a budget; both ends of the possible budgets are drawn often."""
+    size = draw(prompts)
+    low = [draw(st.integers(1, 3)) for _ in range(size)]
+    high = [lo + draw(room) for lo in low]
+    budget = draw(st.one_of(st.integers(sum(low), sum(high)), st.sampled_from([sum(low), sum(high)])))
+    return [draw(known) for _ in range(size)], low, high, budget
+
+
+def check(allocation, low, high, budget):
+    counts = allocation.counts
+    assert counts.dtype == np.int64 and counts.sum() == budget
+    assert np.all(counts >= low) and np.all(counts <= high)
