@@ -29,7 +29,9 @@ def write(path, visits):
         won, tried = np.array(list(batch.values()), dtype=float).T
         record = RolloutRecord(
             keys=tuple(batch),
-            evidence=Evidence(before[:, 0], before[:, 1], np.full(len(batch), np.nan), before[:, 2], before[:, 2]),
+            evidence=Evidence(
+                tuple(batch), before[:, 0], before[:, 1], np.full(len(batch), np.nan), before[:, 2], before[:, 2]
+            ),
             allocation=Allocation(tried.astype(int)),
             solver_seconds=0.001,
             successes=won,
@@ -203,7 +205,7 @@ def test_shorten():
     assert len(shorten("word " * 30)) <= 24
 
 
-@pytest.mark.parametrize("module", ["history", "standouts", "plots", "report"])
+@pytest.mark.parametrize("module", ["tracking.history", "reporting.summary", "reporting.plots", "reporting.report"])
 def test_plots_load_neither_torch_nor_matplotlib_before_they_draw(module):
     code = (
         f"import sys, trl_knapsack.{module}; "
