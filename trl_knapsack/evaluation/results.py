@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import InvalidInputError, MissingFileError
 from .statistics import Interval, bootstrap_interval, majority_at_k, mcnemar, paired_bootstrap, pass_at_k, wilcoxon
 
 
@@ -73,7 +74,7 @@ class EvaluationResults(Sequence[ProblemResult]):
         seen = set()
         for problem in self.problems:
             if problem.id in seen:
-                raise ValueError(
+                raise InvalidInputError(
                     f"Two problems have the id {problem.id!r}; drop one, or name a column of unique ids with prompt_id_column."
                 )
             seen.add(problem.id)
@@ -85,12 +86,16 @@ class EvaluationResults(Sequence[ProblemResult]):
         return self.problems[index]
 
     def save(self, path: str | Path) -> None:
-        """Write one JSON line per problem: `id`, `n`, `c`, `rewards`, and `answers` and `completions` where known."""
+        """
+        Write one JSON line per problem: `id`, `n`, `c`, `rewards`, `threshold`, and `answers` and `completions` where
+        known.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8") as file:
             for problem in self.problems:
                 line = {"id": problem.id, "n": problem.n, "c": problem.c, "rewards": problem.rewards}
+                line["threshold"] = problem.threshold
                 if problem.answers is not None:
                     line["answers"] = problem.answers
                 if problem.completions is not None:
@@ -98,14 +103,22 @@ class EvaluationResults(Sequence[ProblemResult]):
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     @classmethod
-    def load(cls, path: str | Path, *, success_threshold: float = 0.5) -> "EvaluationResults":
+    def load(cls, path: str | Path, *, success_threshold: float | None = None) -> "EvaluationResults":
         """
         Read what [`save`] wrote, or a file of another tool: lines with `id` and either `rewards` or `n` and `c`.
+
+        Args:
+            path (`str` or `Path`): The file.
+            success_threshold (`float`, *optional*):
+                A completion succeeds if its reward is at least this. By default the threshold of each line, and 0.5
+                for a line without one. `n` and `c` are counted already, so it does not change them.
 
         Raises:
             `FileNotFoundError`: if there is no such file.
             `ValueError`: if a line is not such a result; names the line.
         """
+        if not Path(path).is_file():
+            raise MissingFileError(f"There is no file {path}; name one that an evaluation wrote.")
         problems = []
         with Path(path).open(encoding="utf-8") as file:
             for number, text in enumerate(file, start=1):
@@ -113,7 +126,7 @@ class EvaluationResults(Sequence[ProblemResult]):
                     try:
                         problems.append(_problem(json.loads(text), success_threshold))
                     except (KeyError, TypeError, ValueError) as error:
-                        raise ValueError(
+                        raise InvalidInputError(
                             f"{path}, line {number}: not a result ({type(error).__name__}: {error}); every line needs "
                             "an id, and either rewards or n and c."
                         ) from error
@@ -135,10 +148,10 @@ class EvaluationResults(Sequence[ProblemResult]):
             `ValueError`: if there are no problems, one has no completion with a reward, or a k is too large.
         """
         if not self.problems:
-            raise ValueError("There are no problems to summarise; evaluate at least one.")
+            raise InvalidInputError("There are no problems to summarise; evaluate at least one.")
         empty = [problem.id for problem in self.problems if not problem.n]
         if empty:
-            raise ValueError(
+            raise InvalidInputError(
                 f"{len(empty)} problems have no completion with a reward, the first is {empty[0]!r}; take them out with "
                 "`results.scored()`."
             )
@@ -177,10 +190,12 @@ def _default_ks(n: int) -> list[int]:
     return sorted({2**i for i in range(1, n.bit_length())} | ({n} - {1}))
 
 
-def _problem(line: dict, threshold: float) -> ProblemResult:
+def _problem(line: dict, threshold: float | None) -> ProblemResult:
     if "rewards" in line:
         rewards = tuple(float(reward) for reward in line["rewards"])
+        threshold = float(line.get("threshold", 0.5) if threshold is None else threshold)
     else:
+        threshold = 0.5
         n, c = line["n"], line["c"]
         if not 0 <= c <= n:
             raise ValueError(f"c ({c}) must be within 0 and n ({n})")
@@ -276,7 +291,7 @@ def compare(
         example = (
             f"for example {results_a[0].id!r} and {results_b[0].id!r}" if results_a and results_b else "none at all"
         )
-        raise ValueError(
+        raise InvalidInputError(
             f"The runs have {len(pairs)} problems in common, of {len(results_a)} and {len(results_b)} ({example}); paired "
             "tests need at least two. Evaluate both on the same problems, with the same prompt_id_column."
         )
