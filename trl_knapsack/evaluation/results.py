@@ -4,10 +4,12 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from html import escape
 from pathlib import Path
 
 import numpy as np
 
+from .._notebook import html_table
 from ..errors import InvalidInputError, MissingFileError
 from .statistics import Interval, bootstrap_interval, majority_at_k, mcnemar, paired_bootstrap, pass_at_k, wilcoxon
 
@@ -84,6 +86,17 @@ class EvaluationResults(Sequence[ProblemResult]):
 
     def __getitem__(self, index):
         return self.problems[index]
+
+    def __repr__(self) -> str:
+        completions = sum(problem.n for problem in self)
+        right = f", {sum(problem.c for problem in self) / completions:.1%} right" if completions else ""
+        return f"EvaluationResults({len(self)} problems, {completions} completions{right})"
+
+    def _repr_html_(self) -> str:
+        scored = self.scored()
+        numbers = scored.summary() if len(scored) > 1 else {}
+        rows = [[name, f"{it.estimate:.3f}", f"{it.low:.3f} - {it.high:.3f}"] for name, it in numbers.items()]
+        return f"<p>{escape(repr(self))}</p>" + html_table(["metric", "mean", "95 % interval"], rows)
 
     def save(self, path: str | Path) -> None:
         """
@@ -207,7 +220,7 @@ def _problem(line: dict, threshold: float | None) -> ProblemResult:
     return ProblemResult(str(line["id"]), rewards, threshold=threshold, **columns)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """
     Two runs on the same problems, first minus second. Made by [`compare`]; `print` shows the table.
@@ -237,24 +250,45 @@ class Comparison:
         """Plain dictionary, for JSON."""
         return asdict(self)
 
-    def __str__(self) -> str:
-        first, second = self.names
-        width = max(8, len(first), len(second))
+    def columns(self) -> list[str]:
+        """Heads of [`rows`]."""
         level = next(iter(self.differences.values())).confidence_level
-        lines = [f"{'':<10}{first:>{width}}  {second:>{width}}   difference, {level:.0%} interval"]
-        for name, interval in self.differences.items():
-            a, b = self.estimates[name]
-            lines.append(
-                f"{name:<10}{a:>{width}.3f}  {b:>{width}.3f}   {interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
-            )
+        return ["", *self.names, f"difference, {level:.0%} interval"]
+
+    def rows(self) -> list[list[str]]:
+        """A row of text for each estimate: its name, both runs, and the difference."""
+        return [
+            [
+                name,
+                *(f"{mean:.3f}" for mean in self.estimates[name]),
+                f"{it.estimate:+.3f} [{it.low:+.3f}, {it.high:+.3f}]",
+            ]
+            for name, it in self.differences.items()
+        ]
+
+    def sentences(self) -> list[str]:
+        """What the two tests say."""
+        first, second = self.names
         once = "solved" if self.n == 1 else f"solved at least once in {self.n}"
         left_out = f" ({self.left_out} left out)" if self.left_out else ""
-        lines += [
+        return [
             f"Wilcoxon   success rates of {self.problems} problems{left_out}: p = {self.wilcoxon['p']:.3g}",
             f"McNemar    {once}: {self.mcnemar['only1']} only by {first}, {self.mcnemar['only2']} only by {second}: "
             f"p = {self.mcnemar['p']:.3g}",
         ]
-        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        width = max(8, *map(len, self.names))
+        lines = [f"{a:<10}{b:>{width}}  {c:>{width}}   {d}" for a, b, c, d in [self.columns(), *self.rows()]]
+        return "\n".join([*lines, *self.sentences()])
+
+    def __repr__(self) -> str:
+        name, interval = next(iter(self.differences.items()))
+        return f"Comparison({self.names[0]!r} - {self.names[1]!r}, {self.problems} problems, {name} {interval.estimate:+.3f})"
+
+    def _repr_html_(self) -> str:
+        sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in self.sentences())
+        return html_table(self.columns(), self.rows()) + sentences
 
 
 def compare(

@@ -12,6 +12,8 @@ import sys
 from importlib import resources
 from pathlib import Path
 
+from ...errors import InvalidInputError
+
 
 HELP = "train a model (flags: KnapsackGRPOConfig, ModelConfig, ScriptArguments, accelerate launch)"
 EPILOG = """
@@ -33,7 +35,7 @@ def run(arguments: list[str]) -> int:
 
     arguments = resolve_config_argument(arguments, TYPES)
     if arguments.count("--config") > 1:
-        raise ValueError("--config is there twice; give one file, and change single fields by flags.")
+        raise InvalidInputError("--config is there twice; give one file, and change single fields by flags.")
     parser = make_parser()
     parser.description, parser.epilog = __doc__, EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -75,14 +77,14 @@ def launch_arguments(arguments: list[str], parser: argparse.ArgumentParser) -> l
         if flag not in known:
             close = difflib.get_close_matches(flag, [*known, *parser._option_string_actions], n=1, cutoff=0.8)
             remedy = f"did you mean {close[0]}?" if close else "see trl-knapsack train --help."
-            raise ValueError(f"{flag} is an option neither of the training nor of accelerate launch; {remedy}")
+            raise InvalidInputError(f"{flag} is an option neither of the training nor of accelerate launch; {remedy}")
         if known[flag].nargs == 0:  # a switch, which a YAML file sets with true or false
             switch = rest.pop(0) if rest and rest[0] in ("True", "False") else "True"
             resolved += [flag] * (switch == "True")
         elif equals or rest:
             resolved += [flag, value if equals else rest.pop(0)]
         else:
-            raise ValueError(f"{flag} needs a value.")
+            raise InvalidInputError(f"{flag} needs a value.")
     return resolved
 
 
@@ -94,7 +96,9 @@ def accelerate_config(name: str) -> str:
     if (presets / f"{name}.yaml").is_file():
         return str(presets / f"{name}.yaml")
     names = sorted(file.name.removesuffix(".yaml") for file in presets.iterdir() if file.name.endswith(".yaml"))
-    raise ValueError(f"accelerate_config {name!r} is neither a file nor one of TRL's presets: {', '.join(names)}.")
+    raise InvalidInputError(
+        f"accelerate_config {name!r} is neither a file nor one of TRL's presets: {', '.join(names)}."
+    )
 
 
 def without(arguments: list[str], removed: list[str]) -> list[str]:

@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from ...errors import InvalidInputError
+
 
 # Arguments of TRL's reward functions that are made by a call; these are those of `trl grpo`.
 _MADE_BY_A_CALL = {"get_soft_overlong_punishment": {"max_completion_len": 1280, "soft_punish_cache": 256}}
@@ -31,7 +33,7 @@ def load_reward(name: str) -> Callable:
         functions = [other for other in dir(module) if not other.startswith("_") and callable(getattr(module, other))]
         close = difflib.get_close_matches(function_name, functions, n=1)
         remedy = f"did you mean {close[0]!r}?" if close else f"the module is {module.__file__}."
-        raise ValueError(f"{module.__name__} has no reward function {function_name!r}; {remedy}")
+        raise InvalidInputError(f"{module.__name__} has no reward function {function_name!r}; {remedy}")
     return reward(**_MADE_BY_A_CALL[name]) if name in _MADE_BY_A_CALL else reward
 
 
@@ -50,7 +52,7 @@ def check_reward(name: str) -> None:
     except ImportError:
         found = None
     if found is None:
-        raise ValueError(
+        raise InvalidInputError(
             f"reward function {name!r}: there is no module {module_name!r}; give module.function, with the module in the "
             "working directory or installed."
         )

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from transformers.utils import is_peft_available
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
+from ...errors import InvalidInputError, KnapsackError
 from ...training.config import KnapsackGRPOConfig
 from ...training.trainer import KnapsackGRPOTrainer
-from .data import load_splits, split_of
+from .data import check_prompt_column, load_splits, split_of
 from .rewards import check_reward, load_reward
 
 
@@ -63,11 +64,11 @@ def check(script_args: RewardArguments, training_args: KnapsackGRPOConfig, model
         `ValueError`: if a model, a dataset or a reward is missing.
     """
     if model_args.model_name_or_path is None:
-        raise ValueError("no model; give --model_name_or_path.")
+        raise InvalidInputError("no model; give --model_name_or_path.")
     if script_args.dataset_name is None:
-        raise ValueError("no dataset; give --dataset_name.")
+        raise InvalidInputError("no dataset; give --dataset_name.")
     if not script_args.reward_funcs and script_args.reward_model_name_or_path is None:
-        raise ValueError("no rewards; give --reward_funcs, or --reward_model_name_or_path.")
+        raise InvalidInputError("no rewards; give --reward_funcs, or --reward_model_name_or_path.")
     for name in script_args.reward_funcs or []:
         check_reward(name) if "." in name else load_reward(name)  # only TRL's own are imported here
 
@@ -82,9 +83,7 @@ def make_trainer(
     name = script_args.dataset_name
     splits = load_splits(name, script_args.dataset_config, script_args.dataset_streaming)
     train_dataset = split_of(splits, name, script_args.dataset_train_split, "dataset_train_split")
-    columns = train_dataset.column_names
-    if columns is not None and "prompt" not in columns:
-        raise ValueError(f"{name} has no column 'prompt', only {columns}; rename the column of prompts to `prompt`.")
+    check_prompt_column(train_dataset, name)
     eval_dataset = None
     if training_args.eval_strategy != "no":
         eval_dataset = split_of(splits, name, script_args.dataset_test_split, "dataset_test_split")
@@ -113,7 +112,7 @@ def main() -> None:
         parsed = make_parser().parse_args_and_config(fail_with_unknown_args=False)
         check(*parsed)
         trainer = make_trainer(*parsed)
-    except (ValueError, OSError, ImportError) as error:
+    except KnapsackError as error:
         sys.exit(f"trl-knapsack train: {error}")
     script_args, training_args, _ = parsed
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
