@@ -115,8 +115,6 @@ def test_what_needs_no_torch_loads_none(line, rates, run_folder, tmp_path):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_help_of_a_command_loads_no_numbers(name):
-    if name == "train":  # its flags are TRL's, which needs torch
-        pytest.skip("train --help lists the fields of TRL's dataclasses")
     code = (
         "import sys\nfrom trl_knapsack.cli import main\n"
         f"try:\n    main([{name!r}, '--help'])\nexcept SystemExit as exit:\n    assert exit.code == 0\n"
@@ -629,23 +627,121 @@ def test_mistakes_in_training_are_told_before_anything_starts(project, run, monk
     assert message in err.splitlines()[-1] and "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--learning_rte 1", "--learning_rte is an option neither of the training nor of accelerate launch; did you mean --learning_rate?"),
+        ("--config typo.yaml", "--num_generatons is an option neither of the training nor"),
+        ("--config broken.yaml", "broken.yaml is no YAML file"),
+        ("--config list.yaml", "list.yaml must be a YAML mapping"),
+        ("--reward_funcs my_rewards.says_thre", "my_rewards has no reward function 'says_thre'; did you mean 'says_three'?"),
+        ("--reward_funcs my_rewards.not_a_function", "my_rewards has no reward function 'not_a_function'"),
+        ("--reward_funcs my_rewards.says_three accuracy_rewrd", "did you mean 'accuracy_reward'?"),
+        ("--success_reward_func three", "success_reward_func 'three' must be one of the reward functions: says_three"),
+        ("--dataset_name nowhere", "dataset 'nowhere' can't be loaded"),
+        ("--dataset_train_split training", "data has no split 'training', only ['train', 'test']; name one with --dataset_train_split"),
+        ("--eval_strategy steps --dataset_test_split held-out", "has no split 'held-out'"),
+        ("--dataset_name questions.jsonl", "questions.jsonl has no column 'prompt', only ['question']; rename"),
+        ("--prompt_id_column name", "prompt_id_column 'name' is no column of data, only ['prompt', 'id'] are"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_without_importing_trl(project, arguments, message):
+    """Torch alone takes longer to import than the sentence should; exit code 2, nothing on stdout."""
+    recipe = (project / "recipe.yaml").read_text()
+    (project / "typo.yaml").write_text(recipe.replace("num_generations", "num_generatons"))
+    (project / "broken.yaml").write_text("a: [1")
+    (project / "list.yaml").write_text("- a\n")
+    (project / "questions.jsonl").write_text('{"question": "1"}\n')
+    words = arguments.split() if "--config" in arguments else ["--config", "recipe.yaml", *arguments.split()]
+    code = (
+        "import sys\nfrom trl_knapsack.cli import main\n"
+        f"code = main({['train', *words]!r})\n"
+        "heavy = {'torch', 'trl', 'transformers', 'accelerate'} & set(sys.modules)\n"
+        "assert not heavy, heavy\nsys.exit(code)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
+def test_rewards_that_a_source_does_not_name_are_left_to_the_training(project, monkeypatch):
+    from trl_knapsack.cli.helpers.rewards import check_reward, load_reward
+
+    monkeypatch.chdir(project)
+    (project / "more.py").write_text(
+        "from my_rewards import *\nimport my_rewards\nalias = my_rewards.says_three\n"
+        "if True:\n    def late(completions, **kwargs):\n        return []\n"
+    )
+    for name in ("alias", "late", "says_three"):
+        assert check_reward(f"more.{name}") is None and callable(load_reward(f"more.{name}"))
+    assert check_reward("my_rewards.says_three") == "says_three"
+    assert check_reward("math.sqrt") is None  # no source
+    assert check_reward("accuracy_reward") == "accuracy_reward"
+    with pytest.raises(ValueError, match="there is no module 'nothere.at'"):
+        check_reward("nothere.at.all")
+
+
+def test_the_options_that_are_known_without_importing_trl_are_those_of_the_parsers():
+    from accelerate.commands.launch import launch_command_parser
+
+    from trl_knapsack.cli.helpers.options import known_options, own_options
+    from trl_knapsack.cli.helpers.training_script import make_parser
+
+    known = known_options()
+    real = {*make_parser()._option_string_actions, *launch_command_parser()._option_string_actions}
+    assert real <= known
+    assert {option for option in known - real if not option.startswith("--no")} <= {
+        *("--config", "--accelerate_config", "--accelerate-config", "--help-all", "--help_all")
+    }
+    assert all(own_options().values()) and "min_generations" in own_options()
+
+
+def test_where_the_sources_say_too_little_the_parser_decides(monkeypatch):
+    from trl_knapsack.cli.helpers import options
+
+    monkeypatch.setattr(options, "CLASSES", (*options.CLASSES, ("trl", "trainer/grpo_config.py", "Renamed")))
+    assert options.known_options() is None
+    options.check_spelling(["--whatever"], {})
+    monkeypatch.setattr(options, "CLASSES", options.CLASSES[:3])  # the bases of GRPOConfig are missing
+    assert options.known_options() is None
+
+
+def test_the_help_of_train_is_our_options(run):
+    code, out, err = run("train", "--help")
+    assert (code, err) == (0, "") and len(out.splitlines()) < 80
+    assert "--min_generations" in out and "--learning_rate" not in out and "--help-all" in out
+    code, out, _ = run("train", "--help-all")
+    assert code == 0 and "--min_generations" in out and "--learning_rate" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["saved", "mixture"])
+def test_train_on_a_dataset_on_disk_and_on_a_mixture(project, kind):
+    from datasets import Dataset
+
+    rows = [{"prompt": f"m1{i:02}", "id": str(i)} for i in range(16)]
+    Dataset.from_list(rows).save_to_disk(project / "saved")
+    recipe = (project / "recipe.yaml").read_text()
+    mixture = "datasets:\n- path: json\n  data_files: data/train.jsonl\n- path: json\n  data_files: data/test.jsonl\n"
+    new = "dataset_name: saved\n" if kind == "saved" else mixture
+    (project / "recipe.yaml").write_text(recipe.replace("dataset_name: data\n", new))
+    done = command("train", "--config", "recipe.yaml", "--output_dir", "out", cwd=project)
+    assert done.returncode == 0, done.stderr[-3000:]
+    keys = {key for line in (project / "out" / "knapsack_records.jsonl").open() for key in json.loads(line)["keys"]}
+    assert keys <= (
+        {str(i) for i in range(16)}
+        if kind == "saved"
+        else {f"train-{i}" for i in range(16)} | {f"test-{i}" for i in range(4)}
+    )
+
+
 def test_train_needs_a_model_a_dataset_and_a_reward(run):
     needed = {"--model_name_or_path": "m", "--dataset_name": "d", "--reward_funcs": "accuracy_reward"}
     for missing in needed:
         given = [word for option, value in needed.items() if option != missing for word in (option, value)]
         code, _, err = run("train", *given, "--use_cpu", "--bf16", "false")
         assert code == 2 and f"give {missing}" in err.splitlines()[-1]
-
-
-@pytest.mark.slow
-def test_what_only_the_training_can_see_is_a_sentence_too(project):
-    for reward, message in (
-        ("my_rewards.says_thre", "my_rewards has no reward function 'says_thre'; did you mean 'says_three'?"),
-        ("my_rewards.not_a_function", "has no reward function 'not_a_function'"),
-    ):
-        done = command("train", "--config", "recipe.yaml", "--reward_funcs", reward, cwd=project)
-        assert done.returncode == 1 and "Traceback" not in done.stderr
-        assert message in done.stderr.splitlines()[-1]
 
 
 def test_evaluate_a_model_and_compare_two(project, run, monkeypatch):
