@@ -537,3 +537,16 @@ def test_a_dataset_or_rows(model):
     rows = [{"prompt": "m1"}, {"prompt": "m2"}]
     found = evaluate_policy(model, rows, reward, **QUIET)
     assert found.problems == evaluate_policy(model, Dataset.from_list(rows), reward, **QUIET).problems
+
+
+def test_what_a_notebook_and_a_prompt_show_is_short():
+    """One line each, and tables in which nothing is markup."""
+    results = simulated(RATES, 8, seed=0)
+    share = sum(problem.c for problem in results) / 1200
+    assert repr(results) == f"EvaluationResults(150 problems, 1200 completions, {share:.1%} right)"
+    assert "<th>metric</th>" in results._repr_html_() and "<td>avg@8</td>" in results._repr_html_()
+    assert repr(EvaluationResults([])) == "EvaluationResults(0 problems, 0 completions)"
+    assert EvaluationResults([])._repr_html_().startswith("<p>EvaluationResults(0 problems")
+    found = compare(results, simulated(RATES, 8, seed=1), names=("<b>mine</b>", "other"))
+    assert repr(found).startswith("Comparison('<b>mine</b>' - 'other', 150 problems, avg@8 ") and "\n" not in repr(found)
+    assert "<b>" not in found._repr_html_() and "&lt;b&gt;mine" in found._repr_html_()
