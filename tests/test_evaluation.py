@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -263,6 +264,78 @@ def test_async_reward_functions(model):
     assert len(results) == 6 and {problem.n for problem in results} == {8}
 
 
+def test_a_reward_function_gets_everything_that_trl_passes(model, tmp_path):
+    """The arguments by name in TRL's own evaluation and in ours."""
+    calls = []
+
+    def reward(completions, trainer_state, log_extra, log_metric, **kwargs):
+        log_extra("length", [len(completion) for completion in completions])
+        log_metric("mean_length", 1.5)
+        calls.append({*kwargs, type(trainer_state).__name__})
+        assert 0 <= trainer_state.global_step <= max(trainer_state.max_steps, 0)
+        return [1.0] * len(completions)
+
+    dataset = tiny.prompts(8)
+    args = GRPOConfig(
+        str(tmp_path),
+        per_device_eval_batch_size=8,
+        max_completion_length=4,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+    )
+    GRPOTrainer(model, reward, args=args, train_dataset=dataset, eval_dataset=dataset).evaluate()
+    by_trl = calls.pop()
+    evaluate_policy(model, dataset, reward, **QUIET)
+    assert calls[-1] == by_trl
+
+
+def test_what_was_sampled_survives_a_reward_function_that_fails(model, tmp_path, monkeypatch):
+    from trl_knapsack.evaluation import policy
+
+    sampled = []
+
+    def counted(*args, **kwargs):
+        sampled.append(kwargs)
+        return sample_completions(*args, **kwargs)
+
+    def broken(completions, **kwargs):
+        raise ZeroDivisionError("a mistake of the user")
+
+    def reward(completions, **kwargs):
+        return [float("1" in completion) for completion in completions]
+
+    monkeypatch.setattr(policy, "sample_completions", counted)
+    path = tmp_path / "new" / "results.completions.jsonl"
+    settings = dict(num_generations=2, completions_path=path, **QUIET)
+    with pytest.raises(ZeroDivisionError):
+        evaluate_policy(model, problems(), broken, **settings)
+    found = evaluate_policy(model, problems(), reward, **settings)
+    assert len(sampled) == 1 and not list(path.parent.glob("*.partial"))
+    assert found.problems == evaluate_policy(model, problems(), reward, num_generations=2, **QUIET).problems
+    assert len(sampled) == 2
+
+    evaluate_policy(model, problems(), reward, **settings, seed=1)  # other sampling
+    evaluate_policy(model, problems(5), reward, **settings, seed=1)  # other prompts
+    weights = Path(model) / "model.safetensors"
+    touched = weights.stat().st_mtime_ns + 1
+    os.utime(weights, ns=(touched, touched))
+    evaluate_policy(model, problems(5), reward, **settings, seed=1)  # another model in the folder
+    loaded = AutoModelForCausalLM.from_pretrained(model)
+    evaluate_policy(loaded, problems(5), reward, **settings)
+    evaluate_policy(loaded, problems(5), reward, **settings)  # nobody knows whether it is the same
+    assert len(sampled) == 7
+    path.write_text("not JSON")
+    evaluate_policy(model, problems(5), reward, **settings)
+    assert len(sampled) == 8
+
+
+def test_a_model_that_is_not_there_is_a_sentence():
+    with pytest.raises(ValueError, match="No tokenizer of ./nowhere: ") as caught:
+        evaluate_policy("./nowhere", problems(), lambda **_: [], **QUIET)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("dataset", "reward", "options", "message"),
     [
@@ -292,13 +365,25 @@ def test_results_come_back_from_their_file(tmp_path):
         "n": 3,
         "c": 2,
         "rewards": [1.0, 0.0, 1.0],
+        "threshold": 0.5,
         "answers": ["7", None, "7"],
         "completions": ["7", "", "7 "],
     }
-    assert lines[1] == {"id": "b", "n": 3, "c": 0, "rewards": [0.0, 0.0, 0.0]}
+    assert lines[1] == {"id": "b", "n": 3, "c": 0, "rewards": [0.0, 0.0, 0.0], "threshold": 0.5}
     loaded = EvaluationResults.load(tmp_path / "new" / "results.jsonl")
     assert loaded.problems == results.problems
     assert [problem.id for problem in loaded.scored()] == ["a", "b"]
+
+
+def test_the_threshold_comes_back_with_the_results(tmp_path):
+    """Scored at 0.9, saved, and read: the same successes, unless another threshold is asked for."""
+    path = tmp_path / "results.jsonl"
+    EvaluationResults([ProblemResult("a", (0.6, 0.8, 1.0), threshold=0.9)]).save(path)
+    assert EvaluationResults.load(path)[0].successes == (False, False, True)
+    assert EvaluationResults.load(path, success_threshold=0.7)[0].successes == (False, True, True)
+    path.write_text('{"id": "a", "rewards": [0.4, 0.6]}\n{"id": "b", "n": 2, "c": 1}\n')  # no threshold: 0.5
+    assert [problem.c for problem in EvaluationResults.load(path)] == [1, 1]
+    assert [problem.c for problem in EvaluationResults.load(path, success_threshold=2.0)] == [0, 1]
 
 
 def test_results_of_other_tools(tmp_path):
@@ -452,3 +537,16 @@ def test_a_dataset_or_rows(model):
     rows = [{"prompt": "m1"}, {"prompt": "m2"}]
     found = evaluate_policy(model, rows, reward, **QUIET)
     assert found.problems == evaluate_policy(model, Dataset.from_list(rows), reward, **QUIET).problems
+
+
+def test_what_a_notebook_and_a_prompt_show_is_short():
+    """One line each, and tables in which nothing is markup."""
+    results = simulated(RATES, 8, seed=0)
+    share = sum(problem.c for problem in results) / 1200
+    assert repr(results) == f"EvaluationResults(150 problems, 1200 completions, {share:.1%} right)"
+    assert "<th>metric</th>" in results._repr_html_() and "<td>avg@8</td>" in results._repr_html_()
+    assert repr(EvaluationResults([])) == "EvaluationResults(0 problems, 0 completions)"
+    assert EvaluationResults([])._repr_html_().startswith("<p>EvaluationResults(0 problems")
+    found = compare(results, simulated(RATES, 8, seed=1), names=("<b>mine</b>", "other"))
+    assert repr(found).startswith("Comparison('<b>mine</b>' - 'other', 150 problems, avg@8 ") and "\n" not in repr(found)
+    assert "<b>" not in found._repr_html_() and "&lt;b&gt;mine" in found._repr_html_()

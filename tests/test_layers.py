@@ -44,7 +44,7 @@ def imports(file: Path):
 
 def test_the_page_names_every_folder():
     present = {p.name if p.is_dir() else p.stem for p in PACKAGE.iterdir() if p.is_dir() or p.suffix == ".py"}
-    assert present - {"__pycache__", "__init__", "__main__"} - {"_lazy"} == set(layers())
+    assert present - {"__pycache__", "__init__", "__main__"} - {"_lazy", "_notebook"} == set(layers())
 
 
 def test_imports_point_down():

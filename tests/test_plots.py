@@ -15,8 +15,7 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from trl_knapsack import Allocation, Evidence, KnapsackGRPOConfig, KnapsackGRPOTrainer, RolloutHistory, RolloutRecord
-from trl_knapsack.reporting.plots import PLOTS, plot_prompts, shorten, to_image
-from trl_knapsack.reporting.standouts import standouts
+from trl_knapsack.reporting.plots import PLOTS, plot_prompts, to_image
 from trl_knapsack.tracking.history import HistoryWriter
 
 
@@ -29,7 +28,9 @@ def write(path, visits):
         won, tried = np.array(list(batch.values()), dtype=float).T
         record = RolloutRecord(
             keys=tuple(batch),
-            evidence=Evidence(before[:, 0], before[:, 1], np.full(len(batch), np.nan), before[:, 2], before[:, 2]),
+            evidence=Evidence(
+                tuple(batch), before[:, 0], before[:, 1], np.full(len(batch), np.nan), before[:, 2], before[:, 2]
+            ),
             allocation=Allocation(tried.astype(int)),
             solver_seconds=0.001,
             successes=won,
@@ -140,22 +141,6 @@ def test_transitions_by_hand(tmp_path):
     assert "4 prompts" in axes.get_title(loc="left")
 
 
-def test_standouts_by_hand(tmp_path):
-    batches = [
-        {"stuck": (0, 20), "cheap": (0, 2), "learnt": (0, 8), "hard": (1, 8), "solved": (8, 8), "dear": (4, 30)},
-        {"stuck": (0, 20), "cheap": (0, 2), "learnt": (6, 8), "hard": (0, 8), "solved": (8, 8), "dear": (4, 30)},
-        {"learnt": (8, 8), "hard": (1, 8)},
-    ]
-    history = write(tmp_path, batches)
-    found = {kind: [history.keys[i] for i in rows] for kind, rows in standouts(history, 3).items()}
-    assert found == {
-        "stuck": ["stuck"],  # "cheap" was tried only four times
-        "hardest": ["hard", "dear", "learnt"],
-        "improved": ["learnt", "hard"],  # of three visits, the last against the others
-        "expensive": ["dear", "stuck", "learnt"],
-    }
-
-
 def test_single_prompts(history, visits):
     figure = plot_prompts(history, keys=["p3", "p7"])
     for key, axes, rate in zip(["p3", "p7"], figure.axes[:2], figure.axes[-2:], strict=True):
@@ -196,14 +181,29 @@ def test_every_plot_draws_every_history(tmp_path):
         PLOTS["counts"](RolloutHistory.load(tmp_path))
 
 
-def test_shorten():
-    assert shorten("short") == "short"
-    assert shorten("x" * 30) == "x" * 23 + "…"
-    assert shorten("one\ttwo\u202ethree") == "one two three"
-    assert len(shorten("word " * 30)) <= 24
+def test_runs_without_differences_say_so(tmp_path):
+    """Equal counts and one visit of each prompt: no bar struck through by lines, no panel left empty."""
+    history = write(tmp_path, [{"a": (1, 8), "b": (2, 8)}, {"c": (3, 8), "d": (0, 8)}])
+    texts = {name: [text.get_text() for text in PLOTS[name](history).axes[0].texts] for name in PLOTS}
+    assert texts["budgets"] == ["All counts were equal: 8 generations of each prompt"]
+    assert "All counts were equal: 8 generations of each prompt" in texts["counts"]
+    assert texts["transitions"] == ["No prompt has had two visits yet"]
+    assert not PLOTS["budgets"](history).axes[0].lines
 
 
-@pytest.mark.parametrize("module", ["history", "standouts", "plots", "report"])
+def test_titles_of_single_prompts_do_not_collide(tmp_path):
+    """With the hashes of content for keys: each title is no wider than its panel."""
+    keys = [f"{i:x}" * 32 for i in range(9)]
+    history = write(tmp_path, [dict.fromkeys(keys, (0, 20)), dict.fromkeys(keys, (0, 20))])
+    figure = PLOTS["prompts"](history)
+    to_image(figure)  # lays it out
+    for axes in figure.axes[:9]:
+        title = axes._left_title
+        if title.get_text():
+            assert title.get_window_extent().width <= axes.get_window_extent().width, title.get_text()
+
+
+@pytest.mark.parametrize("module", ["tracking.history", "reporting.summary", "reporting.plots", "reporting.report"])
 def test_plots_load_neither_torch_nor_matplotlib_before_they_draw(module):
     code = (
         f"import sys, trl_knapsack.{module}; "
@@ -283,5 +283,7 @@ def test_plot_steps_that_can_not_work_are_refused(model, tmp_path, monkeypatch):
         KnapsackGRPOConfig(**options(tmp_path, plot_steps=-1))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     args = KnapsackGRPOConfig(**options(tmp_path, plot_steps=1))
-    with pytest.raises(ImportError, match=r'Plots need matplotlib: pip install "trl-knapsack\[plots\]"'):
+    with pytest.raises(
+        ImportError, match=r'Plots need matplotlib, which is not installed; run `pip install "trl-knapsack\[plots\]"`'
+    ):
         train(KnapsackGRPOTrainer, model, args)

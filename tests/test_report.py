@@ -49,11 +49,19 @@ def test_the_report_says_what_the_history_says(tmp_path):
     everything = [(key, *visit) for batch in visits for key, visit in batch.items()]
     mixed = [[0 < won < tried for won, tried in batch.values()] for batch in visits]
     tried = [[tried for _, tried in batch.values()] for batch in visits]
-    ratio = [sum(t for t, m in zip(ts, ms, strict=True) if m) / sum(ts) for ts, ms in zip(tried, mixed, strict=True)]
     assert text[0] == "My run" and "My run" in text[1:]  # tab and heading
     assert "Allocation posterior. Steps 1 to 30, 7.50 epochs, 30 generation batches." in text
-    assert tile["Effective gradient ratio"] == f"{ratio[0]:.2f} → {ratio[-1]:.2f}"
-    assert f"first and last batch; {sum(ratio) / 30:.2f} over the run" in text
+    # four batches are an epoch, of which the first and the last are compared, every rollout alike
+    ends = [
+        sum(t for ts, ms in zip(tried[end], mixed[end], strict=True) for t, m in zip(ts, ms, strict=True) if m)
+        / sum(map(sum, tried[end]))
+        for end in (slice(0, 4), slice(-4, None), slice(None))
+    ]
+    behind = f"first and last epoch, {sum(map(sum, tried[:4]))} and {sum(map(sum, tried[-4:]))} rollouts"
+    assert tile["Effective gradient ratio"] == f"{ends[0]:.2f} → {ends[1]:.2f}"
+    assert f"{behind}; {ends[2]:.2f} over the run" in text
+    rates = [[won / n for batch in visits[end] for won, n in batch.values()] for end in (slice(0, 4), slice(-4, None))]
+    assert tile["Success rate of a prompt"] == " → ".join(f"{sum(own) / len(own):.2f}" for own in rates)
     assert tile["Rollouts"] == f"{sum(tried for _, _, tried in everything):,}"
     assert tile["Prompts"] == str(len({key for key, _, _ in everything}))
     assert tile["Largest budget"] == f"{max(tried for _, _, tried in everything)} generations"
@@ -75,6 +83,14 @@ def test_the_report_says_what_the_history_says(tmp_path):
     assert codes[-10] == dearest and at is None  # keys are in <code>; the last table has ten rows
     shown = {"What is 3?", "And 4?"} & set(cells)
     assert shown == {t for k, t in (("p3", "What is 3?"), ("p4", "And 4?")) if k in codes} != set()
+
+
+def test_the_headline_of_a_short_run_compares_tenths(tmp_path):
+    """Less than two epochs: of 7 batches one at each end, with the rollouts behind it."""
+    page = Page(report(tmp_path, [{f"p{step}": (step, 8)} for step in range(1, 8)]))
+    text = [data for _, data in page.text]
+    assert text[text.index("Success rate of a prompt") + 1] == "0.12 → 0.88"
+    assert "first and last batch, 8 and 8 rollouts; every prompt weighs the same" in text
 
 
 def test_the_report_needs_nothing_but_itself(tmp_path):

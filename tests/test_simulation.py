@@ -230,3 +230,14 @@ def test_mixes_are_rates(mix):
 def test_mistakes_are_told_in_a_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_what_a_notebook_and_a_prompt_show_is_short():
+    result = simulate(Prompts.from_rates(RATES), ["oracle"], epochs=2, worlds=2)
+    gain = result.gain("oracle").mean()
+    assert repr(result) == f"Simulation(10 prompts, 2 epochs, 2 worlds; value over uniform: oracle {gain:+.1%})"
+    assert result._repr_html_().count("<tr>") == 3 and "<td>oracle</td>" in result._repr_html_()
+    tracker = SuccessRateTracker()
+    tracker.observe(["a"], [1], [2])
+    assert repr(Prompts.from_tracker(tracker)) == "Prompts(of a state with 1)"
+    assert repr(Prompts.from_rates(RATES)) == "Prompts(drawn for each world)"

@@ -138,6 +138,30 @@ def test_a_study_goes_on_where_it_was(tmp_path, monkeypatch):
     }
 
 
+def test_contenders_that_a_profile_does_not_run_are_an_error_that_names_those_that_it_runs(monkeypatch, capsys):
+    import study
+
+    monkeypatch.setattr(sys, "argv", ["study.py", "--profile", "quick", "--contenders", "warm"])
+    with pytest.raises(SystemExit) as exit:
+        study.main()
+    assert exit.value.code == 2
+    assert (
+        "profile 'quick' does not run warm on arithmetic, countdown, sorting, only posterior, uniform"
+        in capsys.readouterr().err
+    )
+    with pytest.raises(ValueError, match="does not run filter on sorting, only oracle"):
+        study.narrowed("full", ["filter"], ["sorting"])
+
+
+def test_a_contender_that_is_not_tuned_alone_brings_the_one_whose_learning_rate_it_takes():
+    import study
+
+    profile = study.narrowed("full", ["warm"], ["arithmetic"])
+    assert profile.tuned == ("posterior",)
+    assert {run.contender for run in profile.report({(regime, "posterior"): 1e-4 for regime in REGIMES})} == {"warm"}
+    assert study.narrowed("full") == study.PROFILES["full"]
+
+
 def test_the_page_shows_the_results():
     import report
 

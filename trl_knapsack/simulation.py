@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ._notebook import html_table
 from .allocation.allocator import Allocation, allocate
 from .allocation.rules import PaperRule, get_rule
 from .allocation.values import check_rates, expected_values
+from .errors import InvalidInputError
 from .tracking.tracker import SuccessRateTracker
 
 
@@ -33,7 +35,7 @@ MIXES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
 ALLOCATIONS = ("posterior", "paper", "filter", "uniform", "last_rate", "oracle")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prompts:
     """
     The prompts that a simulation begins with.
@@ -47,13 +49,18 @@ class Prompts:
     draw: Callable[[np.random.Generator], np.ndarray]
     state: dict | None = None
 
+    def __repr__(self) -> str:
+        return (
+            f"Prompts(of a state with {len(self.state['keys']):,})" if self.state else "Prompts(drawn for each world)"
+        )
+
     @classmethod
     def from_mix(cls, name: str, prompts: int = 1000) -> "Prompts":
         """`prompts` prompts of a mix, one of [`MIXES`]."""
         if name not in MIXES:
-            raise ValueError(f"mix {name!r} is not known; choose one of {', '.join(map(repr, MIXES))}.")
+            raise InvalidInputError(f"mix {name!r} is not known; choose one of {', '.join(map(repr, MIXES))}.")
         if prompts < 1:
-            raise ValueError(f"prompts ({prompts}) must be at least 1.")
+            raise InvalidInputError(f"prompts ({prompts}) must be at least 1.")
         return cls(lambda rng: MIXES[name](rng, prompts))
 
     @classmethod
@@ -61,19 +68,19 @@ class Prompts:
         """Prompts with these success rates `(P,)`. A rate of 0 or 1 stays what it is, whatever the drift."""
         rates = check_rates(success_rates)
         if not rates.size:
-            raise ValueError("success_rates is empty; give at least one prompt.")
+            raise InvalidInputError("success_rates is empty; give at least one prompt.")
         return cls(lambda rng: rates)
 
     @classmethod
     def from_tracker(cls, tracker: SuccessRateTracker) -> "Prompts":
         """Prompts of a run: each world draws their rates from the tracker's posteriors, and begins with what it knows."""
         if not len(tracker):
-            raise ValueError("The state knows no prompts, so there is nothing to simulate; give a mix instead.")
+            raise InvalidInputError("The state knows no prompts, so there is nothing to simulate; give a mix instead.")
         evidence = tracker.evidence(tracker.keys)
         return cls(lambda rng: rng.beta(evidence.alpha, evidence.beta), tracker.state_dict())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Simulation:
     """
     What became of `S` simulated worlds of `E` epochs under each rule. Every figure is exact for the true rates of its
@@ -97,6 +104,16 @@ class Simulation:
     mixed_prompts: dict[str, np.ndarray]
     largest_budget: dict[str, np.ndarray]
     equivalent_generations: dict[str, np.ndarray]
+
+    def __repr__(self) -> str:
+        worlds, epochs = self.value["uniform"].shape
+        gains = ", ".join(f"{name} {self.gain(name).mean():+.1%}" for name in self.value if name != "uniform")
+        return f"Simulation({self.prompts:,} prompts, {epochs} epochs, {worlds} worlds; value over uniform: {gains or 'none'})"
+
+    def _repr_html_(self) -> str:
+        rows = self.rows()
+        cells = [[cell if isinstance(cell, str) else f"{cell:.4g}" for cell in row.values()] for row in rows]
+        return html_table([name.replace("_", " ") for name in rows[0]], cells)
 
     def gain(self, name: str) -> np.ndarray:
         """Value gained over uniform by a rule over all epochs, `(S,)`: 0.05 is five per cent more."""
@@ -174,9 +191,11 @@ def simulate(
     """
     for name, number in (("prompts_per_batch", prompts_per_batch), ("epochs", epochs), ("worlds", worlds)):
         if number < 1:
-            raise ValueError(f"{name} ({number}) must be at least 1.")
+            raise InvalidInputError(f"{name} ({number}) must be at least 1.")
     if not (np.isfinite(drift) and drift >= 0 and np.isfinite(improvement)):
-        raise ValueError(f"drift ({drift}) must be finite and not negative, improvement ({improvement}) finite.")
+        raise InvalidInputError(
+            f"drift ({drift}) must be finite and not negative, improvement ({improvement}) finite."
+        )
     rules = dict(allocations) if isinstance(allocations, Mapping) else {name: _rule(name) for name in allocations}
     rules.setdefault("uniform", get_rule("uniform"))
     measured = ("value", "effective_gradient_ratio", "mixed_prompts", "largest_budget")
@@ -248,7 +267,9 @@ def mean_and_halfwidth(samples: np.ndarray) -> tuple[float, float]:
 def _rule(name: str) -> Callable | None:
     """A rule by name; None for the oracle, which is no policy: it knows what no tracker does."""
     if name not in ALLOCATIONS:
-        raise ValueError(f"allocation {name!r} is not known; choose one of {', '.join(map(repr, ALLOCATIONS))}.")
+        raise InvalidInputError(
+            f"allocation {name!r} is not known; choose one of {', '.join(map(repr, ALLOCATIONS))}."
+        )
     return None if name == "oracle" else PaperRule(confidence=1) if name == "last_rate" else get_rule(name)
 
 

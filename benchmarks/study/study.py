@@ -16,7 +16,7 @@ import argparse
 import json
 import multiprocessing
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -94,6 +94,34 @@ PROFILES = {
         on_all_tasks=tuple(CONTENDERS),
     ),
 }
+
+
+def narrowed(name: str, contenders: Sequence[str] | None = None, tasks: Sequence[str] | None = None) -> Profile:
+    """
+    A profile with these contenders and tasks only, and the contenders whose learning rates they take.
+
+    Raises:
+        `ValueError`: if the profile does not run one of them, naming those that it runs.
+    """
+    profile = PROFILES[name]
+    tasks = tasks or profile.tasks
+    here = {*(profile.on_one_task if TUNING_TASK in tasks else ()), *profile.on_all_tasks}
+    absent = [contender for contender in contenders or () if contender not in here]
+    contenders = contenders or tuple(CONTENDERS)
+    if absent:
+        raise ValueError(
+            f"profile {name!r} does not run {', '.join(absent)} on {', '.join(tasks)}, only {', '.join(sorted(here))}"
+        )
+    rates_of = {CONTENDERS[contender].lr_of or contender for contender in contenders}
+    return replace(
+        profile,
+        tuned=tuple(contender for contender in profile.tuned if contender in rates_of),
+        tasks=tuple(task for task in profile.tasks if task in tasks),
+        **{
+            group: tuple(contender for contender in getattr(profile, group) if contender in contenders)
+            for group in ("on_one_task", "on_all_tasks")
+        },
+    )
 
 
 def load_results(profile: str) -> dict[str, dict]:
@@ -175,15 +203,10 @@ def main() -> None:
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
 
-    profile = PROFILES[args.profile]
-    profile = replace(
-        profile,
-        tasks=tuple(task for task in profile.tasks if task in (args.tasks or TASKS)),
-        **{
-            group: tuple(name for name in getattr(profile, group) if name in (args.contenders or CONTENDERS))
-            for group in ("tuned", "on_one_task", "on_all_tasks")
-        },
-    )
+    try:
+        profile = narrowed(args.profile, args.contenders, args.tasks)
+    except ValueError as error:
+        parser.error(str(error))
     run_all(args.profile, profile.tuning(), args.workers, "learning rates")
     if args.tuning_only:
         return

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from ..errors import KnapsackError
 from .commands import allocate, evaluate, inspect, plot, simulate, train
 
 
@@ -67,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
-    except (ValueError, OSError, ImportError) as error:  # what this package raises for bad input is one sentence
-        print(f"trl-knapsack {argv[0]}: {error}", file=sys.stderr)
+    except KnapsackError as error:  # anything else, a reward function's own mistake for example, keeps its traceback
+        from ..tracking.text import printable
+
+        print(f"trl-knapsack {argv[0]}: {printable(str(error))}", file=sys.stderr)
         return 2

@@ -4,6 +4,8 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+from ..errors import missing_extra
+
 
 AnswerFunc = Callable[[Sequence[str]], list[str | None]]
 
@@ -69,7 +71,7 @@ def _parse(text: str) -> tuple:
     try:
         from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
     except ImportError as error:
-        raise ImportError('Answers are found with math-verify; run `pip install "trl-knapsack[math]"`.') from error
+        raise missing_extra("Answers are found with math-verify", "math") from error
 
     latex = LatexExtractionConfig(boxed_match_priority=0)
     return tuple(

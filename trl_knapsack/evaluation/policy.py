@@ -1,13 +1,18 @@
 """Evaluate a policy: sample completions, score them with a reward function, keep what became of every problem."""
 
 import asyncio
+import hashlib
 import inspect
+import json
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainerState
 
+from ..errors import InvalidInputError
 from ..tracking.keys import prompt_key
 from .answers import AnswerFunc
 from .results import EvaluationResults, ProblemResult
@@ -28,6 +33,7 @@ def evaluate_policy(
     answer_func: AnswerFunc | None = None,
     prompt_id_column: str | None = None,
     keep_completions: bool = False,
+    completions_path: str | os.PathLike | None = None,
     **sampling,
 ) -> EvaluationResults:
     """
@@ -41,8 +47,10 @@ def evaluate_policy(
         dataset (`Dataset` or `Iterable[Mapping[str, Any]]`):
             Rows with a `prompt`, a text or a conversation, and the columns that the reward function takes.
         reward_func (`Callable`):
-            A reward function for TRL, sync or async: called with `prompts`, `completions`, `completion_ids` and all
-            other columns by name, returns a reward or `None` for each completion. One without a reward is not counted.
+            A reward function for TRL, sync or async: called with `prompts`, `completions`, `completion_ids`, all
+            other columns by name, and TRL's `trainer_state`, `log_extra` and `log_metric`: the state is that of a run at
+            its end, and nothing is logged. Returns a reward or `None` for each completion. One without a reward is not
+            counted.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
             Tokenizer; by default the one that lies with the model.
         success_threshold (`float`, *optional*, defaults to `0.5`):
@@ -54,6 +62,10 @@ def evaluate_policy(
             Column with the ids by which two runs are compared; by default a hash of the row's content.
         keep_completions (`bool`, *optional*, defaults to `False`):
             Whether the results keep the texts.
+        completions_path (`str` or `os.PathLike`, *optional*):
+            JSON lines file in which the sampled token ids are kept before they are scored, so that a reward function
+            that fails costs no sampling. The next call takes them from there, if model, prompts and sampling are the
+            same; a folder whose files have changed is another model, and a loaded model is never taken for the same.
         **sampling:
             `num_generations`, `temperature`, `max_completion_length`, `seed`, `batch_size`, `use_vllm` and more, see
             [`sample_completions`].
@@ -76,12 +88,21 @@ def evaluate_policy(
     rows = [dict(row) for row in dataset]
     for number, row in enumerate(rows):
         if not row.get("prompt"):
-            raise ValueError(f"Row {number} has no prompt, only {sorted(row)}; name the column of problems `prompt`.")
+            raise InvalidInputError(
+                f"Row {number} has no prompt, only {sorted(row)}; name the column of problems `prompt`."
+            )
     keys = [prompt_key(row, prompt_id_column) for row in rows]
     EvaluationResults(ProblemResult(key, ()) for key in keys)  # two equal ids are told before hours of sampling
     tokenizer = tokenizer or load_tokenizer(model)
     prompts = [row["prompt"] for row in rows]
-    completion_ids = sample_completions(model, prompts, tokenizer=tokenizer, **sampling)
+    if completions_path is None:
+        completion_ids = sample_completions(model, prompts, tokenizer=tokenizer, **sampling)
+    else:
+        source = _source(model, tokenizer, prompts, sampling)
+        completion_ids = _kept_completions(Path(completions_path), source)
+        if completion_ids is None:
+            completion_ids = sample_completions(model, prompts, tokenizer=tokenizer, **sampling)
+            _keep_completions(Path(completions_path), source, keys, completion_ids)
     texts = [tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in completion_ids]
     rewards = _rewards(reward_func, rows, texts, completion_ids)
 
@@ -101,6 +122,43 @@ def evaluate_policy(
     return EvaluationResults(problems)
 
 
+def _source(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list, sampling: Mapping[str, Any]) -> dict:
+    """What decides which completions are sampled, as the first line of the file that keeps them."""
+    files = None
+    if isinstance(model, str | Path) and Path(model).is_dir():  # a run may have written another model there
+        files = sorted([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in Path(model).iterdir() if f.is_file())
+    asked = json.dumps([prompts, getattr(tokenizer, "chat_template", None)], default=str, ensure_ascii=False)
+    return {
+        "model": str(model) if isinstance(model, str | Path) else None,
+        "files": files,
+        "prompts": hashlib.blake2b(asked.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest(),
+        "sampling": {name: repr(value) for name, value in sorted(sampling.items()) if name != "progress"},
+    }
+
+
+def _kept_completions(path: Path, source: dict) -> list[list[list[int]]] | None:
+    """Token ids that were kept for just this evaluation, if there are any."""
+    if source["model"] is None or not path.is_file():
+        return None
+    with path.open(encoding="utf-8") as file:
+        try:
+            head, *lines = map(json.loads, file)
+            return [line["completion_ids"] for line in lines] if head == source else None
+        except (ValueError, KeyError, TypeError):
+            return None  # another file, which is written anew
+
+
+def _keep_completions(path: Path, source: dict, keys: list[str], completion_ids: list[list[list[int]]]) -> None:
+    """Write the token ids, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(source) + "\n")
+        for key, ids in zip(keys, completion_ids, strict=True):
+            file.write(json.dumps({"id": key, "completion_ids": ids}) + "\n")
+    os.replace(partial, path)
+
+
 def _rewards(
     reward_func: Callable, rows: list[dict], texts: list[list[str]], completion_ids: list[list[list[int]]]
 ) -> list[list[float | None]]:
@@ -116,14 +174,19 @@ def _rewards(
         prompts=[row["prompt"] for row in repeated],
         completions=completions,
         completion_ids=[ids for own in completion_ids for ids in own],
-        **{name: [row.get(name) for row in repeated] for name in columns},
+        **{
+            **{name: [row.get(name) for row in repeated] for name in columns},
+            "trainer_state": TrainerState(epoch=1.0, global_step=1, max_steps=1, num_train_epochs=1),
+            "log_extra": lambda column, values: None,
+            "log_metric": lambda name, value: None,
+        },
     )
     if inspect.iscoroutine(rewards):
         rewards = asyncio.run(rewards)
     rewards = list(rewards)
     if len(rewards) != len(completions):
         name = getattr(reward_func, "__name__", type(reward_func).__name__)
-        raise ValueError(
+        raise InvalidInputError(
             f"{name} returned {len(rewards)} rewards for {len(completions)} completions; it must return one for each, "
             "None where there is none."
         )

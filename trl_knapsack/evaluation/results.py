@@ -4,10 +4,13 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from html import escape
 from pathlib import Path
 
 import numpy as np
 
+from .._notebook import html_table
+from ..errors import InvalidInputError, MissingFileError
 from .statistics import Interval, bootstrap_interval, majority_at_k, mcnemar, paired_bootstrap, pass_at_k, wilcoxon
 
 
@@ -73,7 +76,7 @@ class EvaluationResults(Sequence[ProblemResult]):
         seen = set()
         for problem in self.problems:
             if problem.id in seen:
-                raise ValueError(
+                raise InvalidInputError(
                     f"Two problems have the id {problem.id!r}; drop one, or name a column of unique ids with prompt_id_column."
                 )
             seen.add(problem.id)
@@ -84,13 +87,28 @@ class EvaluationResults(Sequence[ProblemResult]):
     def __getitem__(self, index):
         return self.problems[index]
 
+    def __repr__(self) -> str:
+        completions = sum(problem.n for problem in self)
+        right = f", {sum(problem.c for problem in self) / completions:.1%} right" if completions else ""
+        return f"EvaluationResults({len(self)} problems, {completions} completions{right})"
+
+    def _repr_html_(self) -> str:
+        scored = self.scored()
+        numbers = scored.summary() if len(scored) > 1 else {}
+        rows = [[name, f"{it.estimate:.3f}", f"{it.low:.3f} - {it.high:.3f}"] for name, it in numbers.items()]
+        return f"<p>{escape(repr(self))}</p>" + html_table(["metric", "mean", "95 % interval"], rows)
+
     def save(self, path: str | Path) -> None:
-        """Write one JSON line per problem: `id`, `n`, `c`, `rewards`, and `answers` and `completions` where known."""
+        """
+        Write one JSON line per problem: `id`, `n`, `c`, `rewards`, `threshold`, and `answers` and `completions` where
+        known.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8") as file:
             for problem in self.problems:
                 line = {"id": problem.id, "n": problem.n, "c": problem.c, "rewards": problem.rewards}
+                line["threshold"] = problem.threshold
                 if problem.answers is not None:
                     line["answers"] = problem.answers
                 if problem.completions is not None:
@@ -98,14 +116,22 @@ class EvaluationResults(Sequence[ProblemResult]):
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     @classmethod
-    def load(cls, path: str | Path, *, success_threshold: float = 0.5) -> "EvaluationResults":
+    def load(cls, path: str | Path, *, success_threshold: float | None = None) -> "EvaluationResults":
         """
         Read what [`save`] wrote, or a file of another tool: lines with `id` and either `rewards` or `n` and `c`.
+
+        Args:
+            path (`str` or `Path`): The file.
+            success_threshold (`float`, *optional*):
+                A completion succeeds if its reward is at least this. By default the threshold of each line, and 0.5
+                for a line without one. `n` and `c` are counted already, so it does not change them.
 
         Raises:
             `FileNotFoundError`: if there is no such file.
             `ValueError`: if a line is not such a result; names the line.
         """
+        if not Path(path).is_file():
+            raise MissingFileError(f"There is no file {path}; name one that an evaluation wrote.")
         problems = []
         with Path(path).open(encoding="utf-8") as file:
             for number, text in enumerate(file, start=1):
@@ -113,7 +139,7 @@ class EvaluationResults(Sequence[ProblemResult]):
                     try:
                         problems.append(_problem(json.loads(text), success_threshold))
                     except (KeyError, TypeError, ValueError) as error:
-                        raise ValueError(
+                        raise InvalidInputError(
                             f"{path}, line {number}: not a result ({type(error).__name__}: {error}); every line needs "
                             "an id, and either rewards or n and c."
                         ) from error
@@ -135,10 +161,10 @@ class EvaluationResults(Sequence[ProblemResult]):
             `ValueError`: if there are no problems, one has no completion with a reward, or a k is too large.
         """
         if not self.problems:
-            raise ValueError("There are no problems to summarise; evaluate at least one.")
+            raise InvalidInputError("There are no problems to summarise; evaluate at least one.")
         empty = [problem.id for problem in self.problems if not problem.n]
         if empty:
-            raise ValueError(
+            raise InvalidInputError(
                 f"{len(empty)} problems have no completion with a reward, the first is {empty[0]!r}; take them out with "
                 "`results.scored()`."
             )
@@ -177,10 +203,12 @@ def _default_ks(n: int) -> list[int]:
     return sorted({2**i for i in range(1, n.bit_length())} | ({n} - {1}))
 
 
-def _problem(line: dict, threshold: float) -> ProblemResult:
+def _problem(line: dict, threshold: float | None) -> ProblemResult:
     if "rewards" in line:
         rewards = tuple(float(reward) for reward in line["rewards"])
+        threshold = float(line.get("threshold", 0.5) if threshold is None else threshold)
     else:
+        threshold = 0.5
         n, c = line["n"], line["c"]
         if not 0 <= c <= n:
             raise ValueError(f"c ({c}) must be within 0 and n ({n})")
@@ -192,7 +220,7 @@ def _problem(line: dict, threshold: float) -> ProblemResult:
     return ProblemResult(str(line["id"]), rewards, threshold=threshold, **columns)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """
     Two runs on the same problems, first minus second. Made by [`compare`]; `print` shows the table.
@@ -222,24 +250,45 @@ class Comparison:
         """Plain dictionary, for JSON."""
         return asdict(self)
 
-    def __str__(self) -> str:
-        first, second = self.names
-        width = max(8, len(first), len(second))
+    def columns(self) -> list[str]:
+        """Heads of [`rows`]."""
         level = next(iter(self.differences.values())).confidence_level
-        lines = [f"{'':<10}{first:>{width}}  {second:>{width}}   difference, {level:.0%} interval"]
-        for name, interval in self.differences.items():
-            a, b = self.estimates[name]
-            lines.append(
-                f"{name:<10}{a:>{width}.3f}  {b:>{width}.3f}   {interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
-            )
+        return ["", *self.names, f"difference, {level:.0%} interval"]
+
+    def rows(self) -> list[list[str]]:
+        """A row of text for each estimate: its name, both runs, and the difference."""
+        return [
+            [
+                name,
+                *(f"{mean:.3f}" for mean in self.estimates[name]),
+                f"{it.estimate:+.3f} [{it.low:+.3f}, {it.high:+.3f}]",
+            ]
+            for name, it in self.differences.items()
+        ]
+
+    def sentences(self) -> list[str]:
+        """What the two tests say."""
+        first, second = self.names
         once = "solved" if self.n == 1 else f"solved at least once in {self.n}"
         left_out = f" ({self.left_out} left out)" if self.left_out else ""
-        lines += [
+        return [
             f"Wilcoxon   success rates of {self.problems} problems{left_out}: p = {self.wilcoxon['p']:.3g}",
             f"McNemar    {once}: {self.mcnemar['only1']} only by {first}, {self.mcnemar['only2']} only by {second}: "
             f"p = {self.mcnemar['p']:.3g}",
         ]
-        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        width = max(8, *map(len, self.names))
+        lines = [f"{a:<10}{b:>{width}}  {c:>{width}}   {d}" for a, b, c, d in [self.columns(), *self.rows()]]
+        return "\n".join([*lines, *self.sentences()])
+
+    def __repr__(self) -> str:
+        name, interval = next(iter(self.differences.items()))
+        return f"Comparison({self.names[0]!r} - {self.names[1]!r}, {self.problems} problems, {name} {interval.estimate:+.3f})"
+
+    def _repr_html_(self) -> str:
+        sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in self.sentences())
+        return html_table(self.columns(), self.rows()) + sentences
 
 
 def compare(
@@ -276,7 +325,7 @@ def compare(
         example = (
             f"for example {results_a[0].id!r} and {results_b[0].id!r}" if results_a and results_b else "none at all"
         )
-        raise ValueError(
+        raise InvalidInputError(
             f"The runs have {len(pairs)} problems in common, of {len(results_a)} and {len(results_b)} ({example}); paired "
             "tests need at least two. Evaluate both on the same problems, with the same prompt_id_column."
         )

@@ -9,6 +9,8 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
+from ..errors import InvalidInputError, missing_extra
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,15 +72,15 @@ def sample_completions(
         included as in TRL.
 
     Raises:
-        `ValueError`: for options that exclude each other.
+        `ValueError`: for options that exclude each other, or a model that can't be loaded.
         `ImportError`: if vLLM is asked for and missing.
     """
     if num_generations < 1:
-        raise ValueError(f"num_generations ({num_generations}) must be at least 1.")
+        raise InvalidInputError(f"num_generations ({num_generations}) must be at least 1.")
     if temperature < 0:
-        raise ValueError(f"temperature ({temperature}) must be at least 0.")
+        raise InvalidInputError(f"temperature ({temperature}) must be at least 0.")
     if temperature == 0 and num_generations > 1:
-        raise ValueError(
+        raise InvalidInputError(
             f"With temperature 0 all {num_generations} completions of a prompt are the same one; set num_generations to 1, "
             "or raise the temperature."
         )
@@ -96,13 +98,24 @@ def sample_completions(
     if use_vllm:
         return _with_vllm(model, prompt_ids, vllm_kwargs=vllm_kwargs or {}, **options)
     if vllm_kwargs:
-        raise ValueError(f"vllm_kwargs ({vllm_kwargs}) have no effect without use_vllm; set it, or leave them out.")
+        raise InvalidInputError(
+            f"vllm_kwargs ({vllm_kwargs}) have no effect without use_vllm; set it, or leave them out."
+        )
     return _with_transformers(model, tokenizer, prompt_ids, batch_size=batch_size, **options)
 
 
 def load_tokenizer(model: "str | PreTrainedModel") -> PreTrainedTokenizerBase:
-    """The tokenizer that lies with a model."""
-    return AutoTokenizer.from_pretrained(model if isinstance(model, str | Path) else model.config._name_or_path)
+    """
+    The tokenizer that lies with a model.
+
+    Raises:
+        `ValueError`: if the name is neither a folder with one nor a model on the Hub that can be reached.
+    """
+    name = model if isinstance(model, str | Path) else model.config._name_or_path
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except OSError as error:
+        raise InvalidInputError(f"No tokenizer of {name}: {' '.join(str(error).split())}") from error
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat_template_kwargs: dict[str, Any]) -> list[int]:
@@ -199,16 +212,18 @@ def _with_vllm(
     vllm_kwargs: dict[str, Any],
 ) -> list[list[list[int]]]:
     if not isinstance(model, str | Path):
-        raise ValueError("vLLM loads models itself; give the name or the folder of the model instead of the model.")
+        raise InvalidInputError(
+            "vLLM loads models itself; give the name or the folder of the model instead of the model."
+        )
     if (Path(model) / "adapter_config.json").is_file():
-        raise ValueError(
+        raise InvalidInputError(
             f"{model} is a PEFT adapter, and vLLM needs a whole model here; merge it with `merge_and_unload()` and save "
             "that, or leave use_vllm out."
         )
     try:
         from vllm import LLM, SamplingParams
     except ImportError as error:
-        raise ImportError('vLLM is not installed; run `pip install "trl-knapsack[vllm]"`.') from error
+        raise missing_extra("use_vllm needs vLLM", "vllm") from error
 
     sampling = SamplingParams(
         n=num_generations,

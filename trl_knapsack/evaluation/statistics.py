@@ -8,6 +8,8 @@ from math import comb
 import numpy as np
 from scipy import stats
 
+from ..errors import InvalidInputError
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -58,13 +60,13 @@ def pass_at_k(n, c, k: int):
     """
     n, c = np.broadcast_arrays(_whole(n, "n"), _whole(c, "c"))
     if k != int(k) or k < 1:
-        raise ValueError(f"k ({k}) must be a whole number of at least 1.")
+        raise InvalidInputError(f"k ({k}) must be a whole number of at least 1.")
     k = int(k)
     if n.size and n.min() < k:
-        raise ValueError(f"k ({k}) must be at most n ({n.min()}); sample more completions, or lower k.")
+        raise InvalidInputError(f"k ({k}) must be at most n ({n.min()}); sample more completions, or lower k.")
     wrong = (c < 0) | (c > n)
     if wrong.any():
-        raise ValueError(
+        raise InvalidInputError(
             f"c ({c[wrong].flat[0]}) must be within 0 and n ({n[wrong].flat[0]}): it counts the right ones among the n."
         )
     pairs, index = np.unique(np.stack([n.ravel(), c.ravel()], axis=1), axis=0, return_inverse=True)  # (U, 2), (P,)
@@ -100,12 +102,18 @@ def majority_at_k(votes: Sequence[int], success: Sequence[float], k: int, absten
     """
     votes = [int(count) for count in votes]
     if len(votes) != len(success):
-        raise ValueError(f"votes ({len(votes)} answers) and success ({len(success)}) must be of the same length.")
+        raise InvalidInputError(
+            f"votes ({len(votes)} answers) and success ({len(success)}) must be of the same length."
+        )
     if min(votes, default=1) < 1 or abstentions < 0:
-        raise ValueError(f"votes ({votes}) must be at least 1 each, and abstentions ({abstentions}) at least 0.")
+        raise InvalidInputError(
+            f"votes ({votes}) must be at least 1 each, and abstentions ({abstentions}) at least 0."
+        )
     n = sum(votes) + abstentions
     if not 1 <= k <= n:
-        raise ValueError(f"k ({k}) must be within 1 and the number of completions ({n}); sample more, or lower k.")
+        raise InvalidInputError(
+            f"k ({k}) must be within 1 and the number of completions ({n}); sample more, or lower k."
+        )
     total = 0.0
     for answer, value in enumerate(success):
         if value:
@@ -231,7 +239,7 @@ def mcnemar(a, b) -> dict[str, float]:
     for name, outcomes in (("a", a), ("b", b)):
         if not np.isin(outcomes, (0.0, 1.0)).all():
             value = outcomes[~np.isin(outcomes, (0.0, 1.0))][0]
-            raise ValueError(
+            raise InvalidInputError(
                 f"{name} has {value:g}, and McNemar's test needs true or false; compare rates with `wilcoxon`."
             )
     only1, only2 = int((a > b).sum()), int((b > a).sum())
@@ -243,17 +251,19 @@ def _whole(value, name: str) -> np.ndarray:
     array = np.asarray(value)
     if array.dtype.kind not in "iub":
         if array.size and (array.dtype.kind != "f" or (array != np.floor(array)).any()):
-            raise ValueError(f"{name} ({value!r}) must be whole numbers.")
+            raise InvalidInputError(f"{name} ({value!r}) must be whole numbers.")
     return array.astype(np.int64)
 
 
 def _sample(values, name: str, least: int = 2) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) < least:
-        raise ValueError(f"{name} of shape {array.shape} must be one number per problem, {least} problems at least.")
+        raise InvalidInputError(
+            f"{name} of shape {array.shape} must be one number per problem, {least} problems at least."
+        )
     if not np.isfinite(array).all():
         where = int(np.flatnonzero(~np.isfinite(array))[0])
-        raise ValueError(
+        raise InvalidInputError(
             f"{name}[{where}] is {array[where]}; leave problems without a number out, in both runs if two are compared."
         )
     return array
@@ -262,7 +272,7 @@ def _sample(values, name: str, least: int = 2) -> np.ndarray:
 def _pair(a, b, least: int = 2) -> tuple[np.ndarray, np.ndarray]:
     a, b = _sample(a, "a", least), _sample(b, "b", least)
     if len(a) != len(b):
-        raise ValueError(
+        raise InvalidInputError(
             f"a has {len(a)} problems and b has {len(b)}; paired tests need the same problems in the same order."
         )
     return a, b

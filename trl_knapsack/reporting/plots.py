@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import InvalidInputError, missing_extra
 from ..tracking.history import RolloutHistory
-from .standouts import standouts, transitions
+from ..tracking.text import printable
+from .summary import CLASSES, KINDS, of_history
 
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ _STYLE = {
     "ytick.color": INK,
 }
 _MOST_POINTS = 20_000
-_CLASSES = ("extremely hard\np = 0", "hard\n(0, 0.2]", "medium\n(0.2, 0.8)", "easy\n[0.8, 1)", "extremely easy\np = 1")
+_RANGES = ("p = 0", "(0, 0.2]", "(0.2, 0.8)", "[0.8, 1)", "p = 1")  # of the difficulty classes
 
 
 def _styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -53,7 +54,7 @@ def _styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
     def styled(history: RolloutHistory, *args, **kwargs) -> Figure:
         matplotlib = require_matplotlib()
         if len(history) == 0:
-            raise ValueError("The history has no generation batch yet, so there is nothing to plot.")
+            raise InvalidInputError("The history has no generation batch yet, so there is nothing to plot.")
         with matplotlib.rc_context(_STYLE):
             return plot(history, *args, **kwargs)
 
@@ -65,7 +66,7 @@ def require_matplotlib():
     try:
         import matplotlib
     except ImportError as error:
-        raise ImportError('Plots need matplotlib: pip install "trl-knapsack[plots]".') from error
+        raise missing_extra("Plots need matplotlib", "plots") from error
     return matplotlib
 
 
@@ -109,8 +110,11 @@ def plot_counts(history: RolloutHistory) -> Figure:
         axes.plot((edges[filled] + 0.025), medians, color=INK, linewidth=1.6, label="median")
         _legend_above(axes)
     else:
-        axes.text(0.5, 0.5, "Every prompt is at its first visit", transform=axes.transAxes, ha="center")
+        _say(axes, "Every prompt is at its first visit", 0.65)  # not on the line of the mean
     axes.set_yscale("log", base=2)
+    if _all_equal(history):
+        _say(axes, _equal_shares(history), 0.9)
+        axes.set_ylim(mean / 4, mean * 4)
     _whole_numbers(axes.yaxis)
     axes.set(xlim=(-0.02, 1.02), xlabel="believed success rate before the rollouts", ylabel="generations")
     axes.set_title("Generations by believed success rate")
@@ -120,6 +124,8 @@ def plot_counts(history: RolloutHistory) -> Figure:
 @_styled
 def plot_budgets(history: RolloutHistory) -> Figure:
     """How many groups had how many rollouts, with a logarithmic axis for the tail."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _figure()
     counts, unseen = history.counts, history.visits == 0
     width = max(1, -(-int(counts.max()) // 64))
@@ -136,8 +142,14 @@ def plot_budgets(history: RolloutHistory) -> Figure:
     axes.set_ylim(bottom=0.7)
     mean, p99, most = counts.mean(), np.percentile(counts, 99), counts.max()
     top = axes.get_ylim()[1]
+    marked = ((mean, "mean"), (p99, "99th percentile"), (most, "largest"))
+    if _all_equal(history):  # three lines would strike the one bar through
+        marked = ()
+        axes.set(xlim=(most - 3, most + 3), ylim=(0.7, 4 * top))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _say(axes, _equal_shares(history), 0.9)
     # Labels from the top down, so that those of near lines do not collide.
-    for place, (value, name) in enumerate(((mean, "mean"), (p99, "99th percentile"), (most, "largest"))):
+    for place, (value, name) in enumerate(marked):
         axes.axvline(value, color=INK, linewidth=1, linestyle=(0, (4, 3)))
         right = value < (counts.min() + most) / 2
         axes.annotate(
@@ -180,24 +192,27 @@ def plot_effective_gradient_ratio(history: RolloutHistory) -> Figure:
 def plot_transitions(history: RolloutHistory) -> Figure:
     """The paper's difficulty class of each prompt at its first visit (rows) and at its last (columns)."""
     figure, axes = _figure()
-    table = transitions(history)
+    table = of_history(history).transitions
     of_row = table.sum(axis=1, keepdims=True)
     share = np.divide(table, of_row, out=np.zeros(table.shape), where=of_row > 0)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1, alpha=0.9, aspect="auto")
-    for row, column in np.ndindex(5, 5):
+    for row, column in np.ndindex(5, 5) if table.any() else ():
         count = table[row, column]
         axes.text(
             column, row, f"{count:,}\n{share[row, column]:.0%}" if count else "0", ha="center", va="center",
             color="white" if share[row, column] > 0.55 else "#23324a",
         )  # fmt: skip
-    axes.set_xticks(range(5), _CLASSES, fontsize=8)
+    classes = [f"{name}\n{rates}" for name, rates in zip(CLASSES, _RANGES, strict=True)]
+    axes.set_xticks(range(5), classes, fontsize=8)
     axes.set_yticks(
-        range(5), [f"{name}\n{int(n):,} prompts" for name, n in zip(_CLASSES, of_row[:, 0], strict=True)], fontsize=8
+        range(5), [f"{name}\n{int(n):,} prompts" for name, n in zip(classes, of_row[:, 0], strict=True)], fontsize=8
     )
     axes.tick_params(length=0)
     axes.grid(False)
     axes.spines[:].set_visible(False)
     axes.set(xlabel="success rate at the last visit", ylabel="at the first visit")
+    if not table.any():
+        _say(axes, "No prompt has had two visits yet")
     axes.set_title(f"Difficulty of {int(table.sum()):,} prompts with two visits or more")
     return figure
 
@@ -215,21 +230,23 @@ def plot_prompts(history: RolloutHistory, keys: Sequence[str] | None = None) -> 
     from matplotlib.ticker import MaxNLocator
 
     if keys is None:
-        found, chosen = standouts(history, 9), {}
-        for name in ("stuck", "improved", "expensive"):
-            free = [i for i in found[name] if i not in chosen][:3]
-            chosen |= dict.fromkeys(free, name)
-        chosen = [(name, i) for i, name in chosen.items()]
+        summary, kinds = of_history(history), {}
+        for kind in ("stuck", "improved", "most_rollouts"):
+            free = [i for i in summary.top(kind, 9) if i not in kinds][:3]
+            kinds |= dict.fromkeys(free, KINDS[kind][0])
+        chosen = [(name, i) for i, name in kinds.items()]
     else:
         if not 1 <= len(keys) <= 30:
-            raise ValueError(f"{len(keys)} prompts do not fit into one figure; give 1 to 30 keys.")
+            raise InvalidInputError(f"{len(keys)} prompts do not fit into one figure; give 1 to 30 keys.")
         index = {key: i for i, key in enumerate(history.keys)}
         unknown = [key for key in keys if key not in index]
         if unknown:
-            raise ValueError(f"No prompt of this run has the key {unknown[0]!r}; its keys begin {history.keys[:3]}.")
+            raise InvalidInputError(
+                f"No prompt of this run has the key {unknown[0]!r}; its keys begin {history.keys[:3]}."
+            )
         chosen = [("", index[key]) for key in keys]
     rows = max(1, -(-len(chosen) // 3))
-    figure = Figure(figsize=(8.4, 0.5 + 1.75 * rows), layout="constrained")
+    figure = Figure(figsize=(8.4, 0.5 + 1.85 * rows), layout="constrained")
     grid = figure.subplots(rows, 3, squeeze=False, sharex=True)
     for axes in grid.flat[len(chosen) :]:
         axes.set_axis_off()
@@ -251,8 +268,8 @@ def plot_prompts(history: RolloutHistory, keys: Sequence[str] | None = None) -> 
         rate.set(ylim=(-0.06, 1.06), yticks=(0, 0.5, 1))
         rate.tick_params(axis="y", colors=_BLUE)
         rate.spines["right"].set_visible(True)
-        title = f"{name}: {shorten(history.keys[prompt])}" if name else shorten(history.keys[prompt], 40)
-        axes.set_title(title, fontsize=8, parse_math=False)
+        key = printable(history.keys[prompt], 24)  # on a line of its own, no wider than the panel
+        axes.set_title(f"{name}\n{key}" if name else key, fontsize=8, parse_math=False)
         if place % 3 == 0:
             axes.set_ylabel("generations", color=_ORANGE)
         if place % 3 == 2 or place == len(chosen) - 1:
@@ -284,14 +301,18 @@ def to_image(figure: Figure, dpi: int = 110) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def shorten(text: str, width: int = 24) -> str:
-    """One line of at most `width` characters, of which none moves the others."""
-    line = "".join(c if c.isprintable() else " " for c in text)
-    return (
-        textwrap.shorten(line, width, placeholder="…")
-        if " " in line
-        else line[: width - 1] + "…" * (len(line) > width - 1)
-    )
+def _all_equal(history: RolloutHistory) -> bool:
+    return history.counts.min() == history.counts.max()
+
+
+def _equal_shares(history: RolloutHistory) -> str:
+    """What is said in figures of budgets where there is nothing to compare."""
+    return f"All counts were equal: {history.counts[0]:,} generations of each prompt"
+
+
+def _say(axes: Axes, sentence: str, height: float = 0.5) -> None:
+    """Write into a figure that has little else."""
+    axes.text(0.5, height, sentence, transform=axes.transAxes, ha="center")
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..allocation.difficulty import DIFFICULTIES, difficulty
+from ..errors import InvalidInputError
 from ..tracking.history import RolloutHistory
-from .plots import INK, PLOTS, require_matplotlib, shorten
-from .standouts import STUCK_AFTER, standouts
+from ..tracking.text import printable
+from .plots import INK, PLOTS, require_matplotlib
+from .summary import CLASSES, Summary, of_history, prompt_text
 
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -27,6 +28,10 @@ _CAPTIONS = {
     "transitions": "Where prompts of each difficulty ended. Right of the diagonal they got easier, left of it they were "
     "forgotten.",
     "prompts": "Prompts that never succeeded, that improved most, and that took the most generations.",
+}
+_ADVICE = {
+    "stuck": "Those that took most rollouts first. Is the reference answer right, and the completion long enough?",
+    "hardest": "The believed success rate is that of the run's tracker, after the last visit.",
 }
 
 
@@ -56,20 +61,21 @@ def write_report(
     from jinja2 import Environment
 
     if len(history) == 0:
-        raise ValueError("The history has no generation batch yet, so there is nothing to report.")
+        raise InvalidInputError("The history has no generation batch yet, so there is nothing to report.")
+    summary = of_history(history)
     html = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
     path = Path(path)
     page = html.render(
         title=title,
         subtitle=_subtitle(history),
-        tiles=_tiles(history),
+        tiles=_tiles(history, summary),
         figures=[
             {"svg": _svg(plot(history), name), "caption": _CAPTIONS[name], "wide": name == "prompts"}
             for name, plot in PLOTS.items()
         ],
-        difficulty=_difficulty(history),
+        difficulty=_difficulty(summary),
         has_texts=prompts is not None,
-        tables=_tables(history, prompts or {}, top),
+        tables=_tables(summary, prompts or {}, top),
         footer=f"Written by trl_knapsack {__version__} from knapsack_records.jsonl.",
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,98 +90,101 @@ def _subtitle(history: RolloutHistory) -> str:
     )
 
 
-def _tiles(history: RolloutHistory) -> list[dict[str, str]]:
-    window = max(1, len(history) // 20)
-    ratio = history.effective_gradient_ratio
+def _tiles(history: RolloutHistory, summary: Summary) -> list[dict[str, str]]:
     per_batch = history.per_batch(np.ones(len(history.batch)))
-    # as logged: every prompt weighs the same
-    rate = history.per_batch(np.nan_to_num(history.success_rate)) / np.maximum(
-        history.per_batch(history.trials > 0), 1
-    )
-    never = history.per_prompt(history.successes)[history.per_prompt(history.trials) >= STUCK_AFTER] == 0
+    ends, (first, last) = _ends(history)
     largest = int(history.counts.argmax())
 
-    def first_and_last(values: np.ndarray) -> str:
-        return f"{values[:window].mean():.2f} → {values[-window:].mean():.2f}"
+    def ratio(groups: np.ndarray) -> float:
+        return float((history.trials * history.mixed)[groups].sum() / history.counts[groups].sum())
 
-    ends = "first and last batch" if window == 1 else f"first and last {window} batches"
+    def rate(groups: np.ndarray) -> float:  # as logged: every prompt weighs the same
+        scored = groups & (history.trials > 0)
+        return float(history.success_rate[scored].mean()) if scored.any() else float("nan")
+
+    behind = f"{ends}, {history.counts[first].sum():,} and {history.counts[last].sum():,} rollouts"
+    whole = np.ones(len(history.batch), bool)
     tiles = [
-        ("Effective gradient ratio", first_and_last(ratio), f"{ends}; {ratio.mean():.2f} over the run"),
-        ("Success rate of a prompt", first_and_last(rate), f"{ends}; mean over the prompts of a batch"),
-        ("Rollouts", f"{history.counts.sum():,}", f"{history.tokens.sum():,} completion tokens"),
-        ("Prompts", f"{len(history.keys):,}", f"{per_batch.mean():.3g} in a batch, {never.sum():,} of all stuck"),
+        (
+            "Effective gradient ratio",
+            f"{ratio(first):.2f} → {ratio(last):.2f}",
+            f"{behind}; {ratio(whole):.2f} over the run",
+        ),
+        (
+            "Success rate of a prompt",
+            f"{rate(first):.2f} → {rate(last):.2f}",
+            f"{behind}; every prompt weighs the same",
+        ),
+        ("Rollouts", f"{summary.rollouts.sum():,}", f"{summary.tokens.sum():,} completion tokens"),
+        (
+            "Prompts",
+            f"{len(summary.keys):,}",
+            f"{per_batch.mean():.3g} in a batch, {summary.stuck.sum():,} of all stuck",
+        ),
         (
             "Largest budget",
             f"{history.counts[largest]:,} generations",
-            f"of {shorten(history.keys[history.prompt[largest]])}, {history.counts.mean():.3g} in the mean",
+            f"of {printable(history.keys[history.prompt[largest]], 32)}, {history.counts.mean():.3g} in the mean",
         ),
         ("Time to share out", f"{np.median(history.solver_seconds) * 1e3:.2g} ms", "median of a batch, on rank 0"),
     ]
     return [dict(zip(("name", "value", "note"), tile, strict=True)) for tile in tiles]
 
 
-def _difficulty(history: RolloutHistory) -> list[dict[str, str]]:
-    visits = history.by_visit
-    shares = [
-        np.bincount(difficulty(visits["success_rate"][visits[end]]), minlength=5) / max(visits[end].sum(), 1)
-        for end in ("first", "last")
-    ]
-    names = [name.replace("_", " ") for name in DIFFICULTIES]
+def _ends(history: RolloutHistory) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
+    """
+    What the headline compares, and its groups `(N,)` at either end: the first and the last epoch, in which all prompts are
+    seen once, where there are two; else a tenth of the batches each, which is too few to tell much of a short run.
+    """
+    epoch, tenth = history.epoch, max(1, len(history) // 10)
+    if epoch[-1] >= 2:
+        batches = epoch <= 1, epoch > epoch[-1] - 1
+        name = "first and last epoch"
+    else:
+        number = np.arange(len(history))
+        batches = number < tenth, number >= len(history) - tenth
+        name = "first and last batch" if tenth == 1 else f"first and last {tenth} batches"
+    if not batches[0].any():  # a run that was resumed without its records
+        return "all batches", (np.ones(len(history.batch), bool),) * 2
+    first, last = (end[history.batch] for end in batches)
+    return name, (first, last)
+
+
+def _difficulty(summary: Summary) -> list[dict[str, str]]:
+    shares = [summary.classes(when) / max(summary.classes(when).sum(), 1) for when in ("first", "last")]
     return [
         {"name": name, "first": f"{first:.0%}", "last": f"{last:.0%}"}
-        for name, first, last in zip(names, *shares, strict=True)
+        for name, first, last in zip(CLASSES, *shares, strict=True)
     ]
 
 
-def _tables(history: RolloutHistory, texts: Mapping[str, Any], top: int) -> list[dict[str, Any]]:
-    visits, found = history.by_visit, standouts(history, top)
-    sums = {name: history.per_prompt(getattr(history, name)) for name in ("counts", "tokens", "successes", "trials")}
-    number = np.bincount(visits["prompt"], minlength=len(history.keys))
-    ends = {
-        end: dict(zip(visits["prompt"][visits[end]].tolist(), visits["success_rate"][visits[end]], strict=True))
-        for end in ("first", "last")
-    }
+def _tables(summary: Summary, texts: Mapping[str, Any], top: int) -> list[dict[str, Any]]:
+    def shown(rate: float) -> str:
+        return "" if np.isnan(rate) else f"{rate:.2f}"
 
     def row(i: int) -> dict[str, Any]:
-        successes, trials = sums["successes"][i], sums["trials"][i]
         return {
-            "key": shorten(history.keys[i], 64),
-            "text": _text(texts.get(history.keys[i], "")),
-            "visits": number[i],
-            "rollouts": f"{sums['counts'][i]:,.0f}",
-            "tokens": f"{sums['tokens'][i]:,.0f}",
-            "successes": f"{successes:,.0f}",
-            "trials": f"{trials:,.0f}",
-            "rate": f"{successes / trials:.2f}" if trials else "",
-            **{end: f"{rates[i]:.2f}" if i in rates else "" for end, rates in ends.items()},
+            "key": printable(summary.keys[i], 64),
+            "text": _cut(prompt_text(texts.get(summary.keys[i], ""))),
+            "believed": f"{summary.believed_rate[i]:.3f}",
+            "first": shown(summary.first_rate[i]),
+            "last": shown(summary.last_rate[i]),
+            **{
+                name: f"{getattr(summary, name)[i]:,}"
+                for name in ("successes", "scored", "rollouts", "tokens", "visits")
+            },
         }
 
-    return [
-        {"title": title, "note": note if len(found[kind]) else "None.", "rows": [row(i) for i in found[kind].tolist()]}
-        for kind, title, note in (
-            (
-                "stuck",
-                "Stuck prompts",
-                f"No success in {STUCK_AFTER} scored rollouts or more; the most expensive first. Is the reference answer "
-                "right, and the completion long enough?",
-            ),
-            ("hardest", "Hardest prompts", "Those that succeeded, but most seldom."),
-            (
-                "improved",
-                "Most improved prompts",
-                "Largest rise of the success rate from the first half of a prompt's visits to the second.",
-            ),
-            ("expensive", "Most expensive prompts", "Those that took the most rollouts."),
-        )
-    ]
+    tables = []
+    for kind in ("stuck", "hardest", "improved", "most_rollouts", "most_tokens"):
+        rows = summary.top(kind, top)
+        note = _ADVICE.get(kind, "") if len(rows) else "None."
+        tables.append({"title": summary.title(kind), "note": note, "rows": [row(i) for i in rows.tolist()]})
+    return tables
 
 
-def _text(prompt: str | Sequence[Mapping[str, Any]], width: int = 400) -> str:
-    """The prompt's text, or that of its messages, cut to `width` characters."""
-    if not isinstance(prompt, str):
-        parts = [message.get("content", "") for message in prompt]
-        prompt = "\n".join(part if isinstance(part, str) else "[not only text]" for part in parts)
-    return prompt if len(prompt) <= width else prompt[: width - 1] + "…"
+def _cut(text: str, width: int = 400) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _svg(figure: Any, name: str) -> Any:

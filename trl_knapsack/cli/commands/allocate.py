@@ -7,10 +7,9 @@ a CSV file are success_rate, or successes and trials, or alpha and beta; id and 
 
 import argparse
 import csv
-import os
-import sys
 from typing import TYPE_CHECKING
 
+from ...errors import InvalidInputError
 from ..helpers.console import percent, print_json, print_table
 
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 HELP = "share rollouts out over prompts"
 SHOWN = 20  # prompts in the table; all are in the JSON and in the file
-FEW = 2_000  # prompts for which loading the compiled kernels takes longer than running them uncompiled
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,10 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
     table = read_prompts(args.source, args.success_prior)
     if not table.ids:
-        raise ValueError(f"{args.source} knows no prompts yet, so there is nothing to share out.")
-    priced = args.max_cost is not None or args.cost_weight is not None
-    if len(table.ids) <= FEW and not priced and "numba" not in sys.modules:
-        os.environ["NUMBA_DISABLE_JIT"] = "1"
+        raise InvalidInputError(f"{args.source} knows no prompts yet, so there is nothing to share out.")
 
     import numpy as np
 
@@ -84,10 +79,12 @@ def run(args: argparse.Namespace) -> int:
     )
     rows = list(zip(table.ids, map(float, explanation.rates), map(int, allocation.counts), strict=True))
     if args.output:
-        with open(args.output, "w", newline="", encoding="utf-8") as file:
+        from ..helpers.data import written
+
+        with written(args.output) as path, path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["id", "success_rate", "generations"])
-            writer.writerows((name, f"{rate:.6g}", count) for name, rate, count in rows)
+            writer.writerows((_harmless(name), f"{rate:.6g}", count) for name, rate, count in rows)
     if args.json:
         print_json(
             {
@@ -113,9 +110,11 @@ def _allocate(table: "PromptTable", args: argparse.Namespace) -> "Allocation":
     budget = args.budget if args.budget is not None else args.num_generations * len(table.ids)
     priced = args.max_cost is not None or args.cost_weight is not None
     if priced and args.allocation != "posterior":
-        raise ValueError(f'allocation {args.allocation!r} takes no account of tokens; use "posterior", or no costs.')
+        raise InvalidInputError(
+            f'allocation {args.allocation!r} takes no account of tokens; use "posterior", or no costs.'
+        )
     if priced and table.costs is None:
-        raise ValueError(
+        raise InvalidInputError(
             f"{args.source} has no column cost, and no lengths of completions; give the costs of prompts."
         )
     if args.allocation == "posterior" and (priced or table.rates is not None):
@@ -135,6 +134,11 @@ def _allocate(table: "PromptTable", args: argparse.Namespace) -> "Allocation":
     return rule(table.evidence, budget, args.min_generations, args.max_generations)
 
 
+def _harmless(name: str) -> str:
+    """A cell that no spreadsheet takes for a formula."""
+    return "'" + name if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
+
+
 def _print(rows, explanation, allocation, args) -> None:
     print_table("Prompts", ["id", "success rate", "generations"], rows[:SHOWN])
     if len(rows) > SHOWN:
@@ -151,6 +155,7 @@ def _print(rows, explanation, allocation, args) -> None:
         f"Why: {args.allocation}",
         ["success rate", "prompts", "rollouts", "least", "mean", "most", "last gain", "value"],
         classes,
+        least=["last gain", "least", "most"],
     )
     print(str(explanation).splitlines()[-1])
     if allocation.cost is not None:

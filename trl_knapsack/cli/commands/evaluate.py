@@ -1,7 +1,7 @@
 """
 Evaluate a model on held-out prompts: avg@k, pass@k and maj@k with 95 % intervals, or compare two evaluations.
 
-A model is a name on the Hub or a folder, and needs --dataset_name and --reward_func; a .jsonl file is the results of an
+A model is a name on the Hub or a folder, and needs --dataset_name and --reward_funcs; a .jsonl file is the results of an
 earlier evaluation.
 """
 
@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ...errors import InvalidInputError
 from ..helpers.console import print_json, print_table
 
 
@@ -21,8 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset_name", help="dataset on the Hub or on disk, with a column prompt")
     parser.add_argument("--dataset_config", help="its configuration")
     parser.add_argument("--dataset_test_split", default="test", help="its split (default: test)")
-    parser.add_argument("--reward_func", help="a name of trl.rewards, or a dotted path, as my_module.my_reward")
-    parser.add_argument("--success_threshold", type=float, default=0.5, help="reward of a success (default: 0.5)")
+    parser.add_argument("--reward_funcs", help="one name of trl.rewards, or a dotted path, as my_module.my_reward")
+    parser.add_argument(
+        "--success_threshold", type=float, help="reward of a success (default: 0.5, or that of the file of results)"
+    )
     parser.add_argument(
         "--answers", choices=["exact", "math"], help="what completions vote for in maj@k (default: no maj@k)"
     )
@@ -52,7 +55,11 @@ def run(args: argparse.Namespace) -> int:
         if names[0] == names[1]:
             names = (args.model, args.compare)
         comparison = compare(results, _results(args.compare, args), names=names)
-        print_json(comparison.to_dict()) if args.json else print(comparison)
+        if args.json:
+            print_json(comparison.to_dict())
+            return 0
+        print_table(f"{comparison.problems} problems", comparison.columns(), comparison.rows())
+        print("\n".join(comparison.sentences()))
         return 0
     scored = results.scored()
     if not len(scored):
@@ -75,23 +82,26 @@ def _results(model: str, args: argparse.Namespace):
 
     if model.endswith(".jsonl"):
         return EvaluationResults.load(model, success_threshold=args.success_threshold)
-    for option in ("dataset_name", "reward_func"):
+    for option in ("dataset_name", "reward_funcs"):
         if getattr(args, option) is None:
-            raise ValueError(f"{model} is no .jsonl file of results, so it is a model, which needs --{option}.")
+            raise InvalidInputError(f"{model} is no .jsonl file of results, so it is a model, which needs --{option}.")
 
     from ...evaluation import evaluate_policy, exact_answers, math_answers
-    from ..helpers.data import load_splits, split_of
+    from ..helpers.data import check_prompt_column, load_splits, split_of, written
     from ..helpers.rewards import load_reward
 
     splits = load_splits(args.dataset_name, args.dataset_config)
     problems = split_of(splits, args.dataset_name, args.dataset_test_split, "dataset_test_split")
+    check_prompt_column(problems, args.dataset_name)
     if args.num_eval_problems is not None:
         problems = problems.take(args.num_eval_problems)
+    file = Path(args.output_dir) / f"{'--'.join(Path(model).parts[-2:])}.jsonl"
+    completions = file.with_suffix(".completions.jsonl")
     results = evaluate_policy(
         model,
         problems,
-        load_reward(args.reward_func),
-        success_threshold=args.success_threshold,
+        load_reward(args.reward_funcs),
+        success_threshold=0.5 if args.success_threshold is None else args.success_threshold,
         answer_func={"exact": exact_answers, "math": math_answers, None: None}[args.answers],
         prompt_id_column=args.prompt_id_column,
         keep_completions=args.log_completions,
@@ -103,8 +113,10 @@ def _results(model: str, args: argparse.Namespace):
         seed=args.seed,
         batch_size=args.per_device_eval_batch_size,
         use_vllm=args.use_vllm,
+        completions_path=completions,
     )
-    file = Path(args.output_dir) / f"{'--'.join(Path(model).parts[-2:])}.jsonl"
-    results.save(file)
+    with written(file):
+        results.save(file)
+    completions.unlink()  # they were kept in case that the reward function fails
     print(f"results of {model}: {file}", file=sys.stderr)
     return results

@@ -8,6 +8,7 @@ much more, is not simulated.
 
 import argparse
 
+from ...errors import InvalidInputError
 from ..helpers.console import percent, print_json, print_table
 
 
@@ -98,7 +99,7 @@ def _starts(args: argparse.Namespace):
         if rates is None:
             rates = table.evidence.last_rate
             if (rates != rates).any():
-                raise ValueError(f"{args.rates} has prompts without trials, so no true rate; leave them out.")
+                raise InvalidInputError(f"{args.rates} has prompts without trials, so no true rate; leave them out.")
         yield args.rates, Prompts.from_rates(rates)
     elif args.state:
         yield args.state, Prompts.from_tracker(load_tracker(args.state, args.success_prior, args.success_decay))
@@ -133,6 +134,7 @@ def _print(name: str, simulation, args: argparse.Namespace) -> None:
             "largest budget",
         ],
         rows,
+        least=["mixed prompts", "effective ratio", "largest budget"],
     )
 
 

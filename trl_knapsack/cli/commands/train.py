@@ -6,11 +6,13 @@ Every field of KnapsackGRPOConfig and of TRL's ModelConfig and ScriptArguments i
 """
 
 import argparse
-import difflib
 import os
 import sys
+import textwrap
 from importlib import resources
 from pathlib import Path
+
+from ...errors import InvalidInputError
 
 
 HELP = "train a model (flags: KnapsackGRPOConfig, ModelConfig, ScriptArguments, accelerate launch)"
@@ -28,21 +30,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: list[str]) -> int:
     """Split the arguments, check them, and become `accelerate launch`."""
-    from ...hub.configs import resolve_config_argument
-    from ..helpers.training_script import TYPES, check, make_parser
+    from ..helpers.checks import check
+    from ..helpers.options import check_spelling, given_options
 
-    arguments = resolve_config_argument(arguments, TYPES)
+    if {"--help", "-h"} & set(arguments):
+        print(_help())
+        return 0
+    arguments = [part for argument in arguments for part in _split_config(argument)]
     if arguments.count("--config") > 1:
-        raise ValueError("--config is there twice; give one file, and change single fields by flags.")
+        raise InvalidInputError("--config is there twice; give one file, and change single fields by flags.")
+    if "--help-all" not in arguments:  # before TRL is imported, which takes long
+        given = given_options(arguments)
+        check_spelling(arguments, given)
+        if given is not None:
+            check(given)
+
+    from ...hub.configs import resolve_config_argument
+    from ..helpers.training_script import TYPES, make_parser, parsed_options
+
     parser = make_parser()
     parser.description, parser.epilog = __doc__, EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    if "--help-all" in arguments:
+        parser.print_help()
+        return 0
+    arguments = resolve_config_argument(arguments, TYPES)
     # What the parser does not know is accelerate's, on the command line as in the file.
     for_accelerate = parser.parse_known_args(_without_config(arguments))[1]
     launch = launch_arguments(for_accelerate, parser)
-    *parsed, remaining = parser.parse_args_and_config(arguments, return_remaining_strings=True)
+    with parsed_options():
+        *parsed, remaining = parser.parse_args_and_config(arguments, return_remaining_strings=True)
     launch = launch_arguments(remaining[: len(remaining) - len(for_accelerate)], parser) + launch
-    check(*parsed)
+    if given is None:  # a configuration of the Hub
+        check({name: value for options in parsed for name, value in vars(options).items()})
 
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--quiet", *launch),
@@ -65,6 +85,8 @@ def launch_arguments(arguments: list[str], parser: argparse.ArgumentParser) -> l
     """
     from accelerate.commands.launch import launch_command_parser
 
+    from ..helpers.options import unknown_option
+
     known = launch_command_parser()._option_string_actions
     resolved, rest = [], list(arguments)
     while rest:
@@ -73,16 +95,14 @@ def launch_arguments(arguments: list[str], parser: argparse.ArgumentParser) -> l
             resolved += ["--config_file", accelerate_config(value if equals else rest.pop(0))]
             continue
         if flag not in known:
-            close = difflib.get_close_matches(flag, [*known, *parser._option_string_actions], n=1, cutoff=0.8)
-            remedy = f"did you mean {close[0]}?" if close else "see trl-knapsack train --help."
-            raise ValueError(f"{flag} is an option neither of the training nor of accelerate launch; {remedy}")
+            raise unknown_option(flag, [*known, *parser._option_string_actions])
         if known[flag].nargs == 0:  # a switch, which a YAML file sets with true or false
             switch = rest.pop(0) if rest and rest[0] in ("True", "False") else "True"
             resolved += [flag] * (switch == "True")
         elif equals or rest:
             resolved += [flag, value if equals else rest.pop(0)]
         else:
-            raise ValueError(f"{flag} needs a value.")
+            raise InvalidInputError(f"{flag} needs a value.")
     return resolved
 
 
@@ -94,7 +114,9 @@ def accelerate_config(name: str) -> str:
     if (presets / f"{name}.yaml").is_file():
         return str(presets / f"{name}.yaml")
     names = sorted(file.name.removesuffix(".yaml") for file in presets.iterdir() if file.name.endswith(".yaml"))
-    raise ValueError(f"accelerate_config {name!r} is neither a file nor one of TRL's presets: {', '.join(names)}.")
+    raise InvalidInputError(
+        f"accelerate_config {name!r} is neither a file nor one of TRL's presets: {', '.join(names)}."
+    )
 
 
 def without(arguments: list[str], removed: list[str]) -> list[str]:
@@ -106,6 +128,23 @@ def without(arguments: list[str], removed: list[str]) -> list[str]:
         else:
             kept.append(argument)
     return kept
+
+
+def _help() -> str:
+    """Our options; those of TRL and accelerate are behind `--help-all`, as they are more than a thousand lines."""
+    from ..helpers.options import own_options
+
+    lines = [
+        f"  --{name}\n{textwrap.fill(text, 96, initial_indent=' ' * 6, subsequent_indent=' ' * 6)}"
+        for name, text in own_options().items()
+    ]
+    usage = "usage: trl-knapsack train [--config FILE] [options]"
+    head = "options that TRL does not have (--help-all shows all; accelerate launch --help those of accelerate):"
+    return "\n".join([usage, __doc__, head, *lines, EPILOG.rstrip()])
+
+
+def _split_config(argument: str) -> list[str]:
+    return argument.split("=", 1) if argument.startswith("--config=") else [argument]
 
 
 def _without_config(arguments: list[str]) -> list[str]:

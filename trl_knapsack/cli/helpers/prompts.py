@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...errors import InvalidInputError, MissingFileError
+
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +57,7 @@ def read_prompts(path: str | Path, prior: Sequence[float] = (1.0, 1.0)) -> Promp
     """
     if not str(path).lower().endswith((".csv", ".tsv")):
         if Path(path).is_file() and not str(path).endswith(".safetensors"):
-            raise ValueError(f"{path} is neither a .csv, .tsv or .safetensors file nor the folder of a run.")
+            raise InvalidInputError(f"{path} is neither a .csv, .tsv or .safetensors file nor the folder of a run.")
         import numpy as np
 
         tracker = load_tracker(path, prior)
@@ -73,12 +75,14 @@ def _read_csv(path: Path, prior: Sequence[float]) -> PromptTable:
 
     from ...allocation.evidence import Evidence
 
+    if not path.is_file():
+        raise MissingFileError(f"There is no file {path}; name a .csv or .tsv file, or the folder of a run.")
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         head = reader.fieldnames or []
         rows = [(reader.line_num, row) for row in reader]
     if not rows:
-        raise ValueError(f"{path} has no rows; give a head and one line for each prompt.")
+        raise InvalidInputError(f"{path} has no rows; give a head and one line for each prompt.")
 
     def numbers(name: str, at_least: float, at_most: float = float("inf")) -> np.ndarray:
         column = np.empty(len(rows))
@@ -89,7 +93,7 @@ def _read_csv(path: Path, prior: Sequence[float]) -> PromptTable:
                 column[i] = np.nan
             if not at_least <= column[i] <= at_most:
                 rule = f"between {at_least:g} and {at_most:g}" if at_most < float("inf") else f"at least {at_least:g}"
-                raise ValueError(f"Line {line} of {path}: {name} ({row[name]!r}) must be a number {rule}.")
+                raise InvalidInputError(f"Line {line} of {path}: {name} ({row[name]!r}) must be a number {rule}.")
         return column
 
     prior_a, prior_b = prior
@@ -98,7 +102,9 @@ def _read_csv(path: Path, prior: Sequence[float]) -> PromptTable:
         successes, trials = numbers("successes", 0), numbers("trials", 0)
         for (line, _), won, tried in zip(rows, successes, trials, strict=True):
             if won > tried:
-                raise ValueError(f"Line {line} of {path}: successes ({won:g}) must not exceed trials ({tried:g}).")
+                raise InvalidInputError(
+                    f"Line {line} of {path}: successes ({won:g}) must not exceed trials ({tried:g})."
+                )
         alpha, beta = prior_a + successes, prior_b + trials - successes
         last_rate = np.divide(successes, trials, out=np.full(len(rows), np.nan), where=trials > 0)
         visits = (trials > 0).astype(np.int64)
@@ -110,7 +116,7 @@ def _read_csv(path: Path, prior: Sequence[float]) -> PromptTable:
         alpha, beta = prior_a + rates, prior_b + 1 - rates
         visits = np.ones(len(rows), np.int64)
     else:
-        raise ValueError(
+        raise InvalidInputError(
             f"{path} has the columns {head}; it needs success_rate, or successes and trials, or alpha and beta."
         )
     costs = numbers("cost", 1e-12) if "cost" in head else None

@@ -1,11 +1,15 @@
 """Reward functions by name: one of TRL's, or the dotted path of your own."""
 
+import ast
 import difflib
 import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from ...errors import InvalidInputError
 
 
 # Arguments of TRL's reward functions that are made by a call; these are those of `trl grpo`.
@@ -29,28 +33,68 @@ def load_reward(name: str) -> Callable:
     reward = getattr(module, function_name, None)
     if not callable(reward):
         functions = [other for other in dir(module) if not other.startswith("_") and callable(getattr(module, other))]
-        close = difflib.get_close_matches(function_name, functions, n=1)
-        remedy = f"did you mean {close[0]!r}?" if close else f"the module is {module.__file__}."
-        raise ValueError(f"{module.__name__} has no reward function {function_name!r}; {remedy}")
+        raise _not_there(module.__name__, function_name, functions, module.__file__)
     return reward(**_MADE_BY_A_CALL[name]) if name in _MADE_BY_A_CALL else reward
 
 
-def check_reward(name: str) -> None:
+def check_reward(name: str) -> str | None:
     """
-    Whether the module of a reward function is there, without importing it.
+    Whether a reward function is there, by the source of its module, which is not imported.
+
+    Returns:
+        `str` or `None`: the function's own name, by which `success_reward_func` knows it, if the source tells.
 
     Raises:
-        `ValueError`: if it is not.
+        `ValueError`: if the module is not there, or has no such function.
     """
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    module_name = name.rpartition(".")[0] or "trl.rewards"
+    module_name, _, function_name = name.rpartition(".")
+    if not module_name:
+        return _check_trl_reward(function_name)
     try:
         found = importlib.util.find_spec(module_name)
     except ImportError:
         found = None
     if found is None:
-        raise ValueError(
+        raise InvalidInputError(
             f"reward function {name!r}: there is no module {module_name!r}; give module.function, with the module in the "
             "working directory or installed."
         )
+    if not (found.origin or "").endswith(".py"):
+        return None
+    tree = ast.parse(Path(found.origin).read_text(encoding="utf-8"), found.origin)
+    functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    if function_name in functions:
+        return function_name
+    constants = {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    # A name may come into a module in many ways; where it is nowhere written, and nothing unnamed comes in, it is not there.
+    written = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    written |= {getattr(node, "asname", None) or node.name for node in ast.walk(tree) if isinstance(node, ast.alias)}
+    written |= {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    if function_name in constants or not written & {function_name, "*", "__getattr__", "globals", "setattr", "exec"}:
+        raise _not_there(module_name, function_name, functions, found.origin)
+    return None
+
+
+def _check_trl_reward(name: str) -> str | None:
+    spec = importlib.util.find_spec("trl")
+    file = Path(spec.submodule_search_locations[0], "rewards", "__init__.py")
+    names = {
+        node.name for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.alias)
+    }
+    if name not in names:
+        raise _not_there("trl.rewards", name, names, str(file))
+    return None if name in _MADE_BY_A_CALL else name
+
+
+def _not_there(module: str, name: str, functions: Iterable[str], file: str | None) -> InvalidInputError:
+    close = difflib.get_close_matches(name, list(functions), n=1)
+    remedy = f"did you mean {close[0]!r}?" if close else f"the module is {file}."
+    return InvalidInputError(f"{module} has no reward function {name!r}; {remedy}")

@@ -1,15 +1,25 @@
 """What `accelerate launch` runs for `trl-knapsack train`: `python -m trl_knapsack.cli.helpers.training_script`."""
 
+import contextlib
 import sys
 from dataclasses import dataclass, field
 
 from transformers.utils import is_peft_available
-from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
+from trl import (
+    DatasetMixtureConfig,
+    ModelConfig,
+    ScriptArguments,
+    TrlParser,
+    get_dataset,
+    get_peft_config,
+    get_quantization_config,
+)
 
+from ...errors import InvalidInputError, KnapsackError
 from ...training.config import KnapsackGRPOConfig
 from ...training.trainer import KnapsackGRPOTrainer
-from .data import load_splits, split_of
-from .rewards import check_reward, load_reward
+from .data import check_prompt_column, load_splits, split_of
+from .rewards import load_reward
 
 
 @dataclass
@@ -41,7 +51,7 @@ class RewardArguments(ScriptArguments):
             self.reward_funcs = [self.reward_funcs]
 
 
-TYPES = (RewardArguments, KnapsackGRPOConfig, ModelConfig)
+TYPES = (RewardArguments, KnapsackGRPOConfig, ModelConfig, DatasetMixtureConfig)
 
 
 class Parser(TrlParser):
@@ -55,36 +65,32 @@ def make_parser() -> Parser:
     return Parser(TYPES, prog="trl-knapsack train", allow_abbrev=False)
 
 
-def check(script_args: RewardArguments, training_args: KnapsackGRPOConfig, model_args: ModelConfig) -> None:
-    """
-    What can be known before anything is launched.
-
-    Raises:
-        `ValueError`: if a model, a dataset or a reward is missing.
-    """
-    if model_args.model_name_or_path is None:
-        raise ValueError("no model; give --model_name_or_path.")
-    if script_args.dataset_name is None:
-        raise ValueError("no dataset; give --dataset_name.")
-    if not script_args.reward_funcs and script_args.reward_model_name_or_path is None:
-        raise ValueError("no rewards; give --reward_funcs, or --reward_model_name_or_path.")
-    for name in script_args.reward_funcs or []:
-        check_reward(name) if "." in name else load_reward(name)  # only TRL's own are imported here
+@contextlib.contextmanager
+def parsed_options():
+    """What TRL, transformers and accelerate say against options is a sentence of the command."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError) as error:  # nothing of the user's runs here
+        raise InvalidInputError(" ".join(str(error).split())) from error
 
 
 def make_trainer(
-    script_args: RewardArguments, training_args: KnapsackGRPOConfig, model_args: ModelConfig
+    script_args: RewardArguments,
+    training_args: KnapsackGRPOConfig,
+    model_args: ModelConfig,
+    dataset_args: DatasetMixtureConfig,
 ) -> KnapsackGRPOTrainer:
     """The trainer that the arguments describe."""
     rewards = [load_reward(name) for name in script_args.reward_funcs or []]
     if script_args.reward_model_name_or_path is not None:
         rewards.insert(0, script_args.reward_model_name_or_path)
-    name = script_args.dataset_name
-    splits = load_splits(name, script_args.dataset_config, script_args.dataset_streaming)
+    if dataset_args.datasets:  # as in `trl grpo`, it counts for more than dataset_name
+        name, splits = "datasets", get_dataset(dataset_args)
+    else:
+        name = script_args.dataset_name
+        splits = load_splits(name, script_args.dataset_config, script_args.dataset_streaming)
     train_dataset = split_of(splits, name, script_args.dataset_train_split, "dataset_train_split")
-    columns = train_dataset.column_names
-    if columns is not None and "prompt" not in columns:
-        raise ValueError(f"{name} has no column 'prompt', only {columns}; rename the column of prompts to `prompt`.")
+    check_prompt_column(train_dataset, name)
     eval_dataset = None
     if training_args.eval_strategy != "no":
         eval_dataset = split_of(splits, name, script_args.dataset_test_split, "dataset_test_split")
@@ -110,12 +116,12 @@ def make_trainer(
 def main() -> None:
     try:
         # The file may hold accelerate's options, too, which the command has read.
-        parsed = make_parser().parse_args_and_config(fail_with_unknown_args=False)
-        check(*parsed)
+        with parsed_options():
+            parsed = make_parser().parse_args_and_config(fail_with_unknown_args=False)
         trainer = make_trainer(*parsed)
-    except (ValueError, OSError, ImportError) as error:
+    except KnapsackError as error:
         sys.exit(f"trl-knapsack train: {error}")
-    script_args, training_args, _ = parsed
+    script_args, training_args, *_ = parsed
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model(training_args.output_dir)
     trainer.save_state()

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from ...errors import InvalidInputError
+
 
 METRICS = ("avg_at_k", "maj_at_k", "math_answers", "mcnemar", "pass_at_k", "wilcoxon")
 
@@ -29,5 +31,5 @@ def metric_path(name: str) -> str:
         ```
     """
     if name not in METRICS:
-        raise ValueError(f"There is no metric {name!r}; choose one of {', '.join(METRICS)}.")
+        raise InvalidInputError(f"There is no metric {name!r}; choose one of {', '.join(METRICS)}.")
     return str(Path(__file__).parent / name)
