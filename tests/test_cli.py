@@ -15,6 +15,7 @@ import pytest
 
 from trl_knapsack import KnapsackGRPOConfig, RolloutHistory, SuccessRateTracker, allocate
 from trl_knapsack.cli import COMMANDS, main
+from trl_knapsack.tracking import STATE_FILE
 
 
 ROOT = Path(__file__).parent.parent
@@ -369,7 +370,7 @@ def test_inspect_finds_the_hardest_the_stuck_and_the_dear(run, run_folder):
         ("stuck", 42), ("moves", 16), ("lazy", 10), ("late", 4)
     ]  # fmt: skip
     tracker = SuccessRateTracker()
-    tracker.load(run_folder / "knapsack_state.npz")
+    tracker.load(run_folder / STATE_FILE)
     for prompt in said["hardest"]:
         believed = tracker.evidence([prompt["prompt"]]).beliefs.mean
         assert prompt["believed_rate"] == pytest.approx(believed), prompt["prompt"]

@@ -548,5 +548,7 @@ def test_what_a_notebook_and_a_prompt_show_is_short():
     assert repr(EvaluationResults([])) == "EvaluationResults(0 problems, 0 completions)"
     assert EvaluationResults([])._repr_html_().startswith("<p>EvaluationResults(0 problems")
     found = compare(results, simulated(RATES, 8, seed=1), names=("<b>mine</b>", "other"))
-    assert repr(found).startswith("Comparison('<b>mine</b>' - 'other', 150 problems, avg@8 ") and "\n" not in repr(found)
+    assert repr(found).startswith("Comparison('<b>mine</b>' - 'other', 150 problems, avg@8 ") and "\n" not in repr(
+        found
+    )
     assert "<b>" not in found._repr_html_() and "&lt;b&gt;mine" in found._repr_html_()
