@@ -4,7 +4,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
@@ -32,8 +32,8 @@ class HubConfig:
         force_download: bool = False,
         local_files_only: bool = False,
         script_args: Sequence[type] = (ScriptArguments, ModelConfig),
-        **overrides,
-    ):
+        **overrides: Any,
+    ) -> Self:
         """
         The configuration in a repository of the Hub, in a folder, or in a YAML file.
 
@@ -244,7 +244,7 @@ def _split_config(argument: str) -> list[str]:
     return argument.split("=", 1) if argument.startswith("--config=") else [argument]
 
 
-def local_config_file(name: str, **download) -> tuple[str, bool]:
+def local_config_file(name: str, **download: Any) -> tuple[str, bool]:
     """
     Local path of a configuration, and whether it is from the Hub.
 

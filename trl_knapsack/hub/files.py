@@ -2,6 +2,7 @@
 
 import os
 import re
+from typing import Any
 
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import (
@@ -47,7 +48,7 @@ def is_repository(name: str) -> bool:
     return True
 
 
-def download_file(name: str, file: str, *, revision: str | None = None, **download) -> str:
+def download_file(name: str, file: str, *, revision: str | None = None, **download: Any) -> str:
     """
     Local path of a file of a repository, from the cache or the Hub.
 
