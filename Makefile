@@ -36,7 +36,7 @@ docs: $(VENV)/.extras-installed
 	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
 	@echo "the site: docs/_build/html/index.html"
 
-# A wheel and an sdist in dist/, ready for PyPI: see docs/releasing.md
+# A wheel and an sdist in dist/, ready for PyPI: see CONTRIBUTING.md
 release: $(VENV)/.extras-installed
 	rm -rf build dist
 	$(BIN)/python -m build

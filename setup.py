@@ -5,6 +5,7 @@ from setuptools import find_packages, setup
 
 
 HERE = Path(__file__).parent
+REPOSITORY = ""  # the public address, once there is one: https://github.com/owner/name
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "trl_knapsack" / "__init__.py").read_text())[1]
 
 EXTRAS = {
@@ -29,13 +30,28 @@ EXTRAS["dev"] = [
     "tensorboard",
 ]
 
+
+def long_description() -> str:
+    """The README; its relative links and images lead to the repository, since a package index has neither docs nor figures."""
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    if not REPOSITORY:
+        return text
+    relative = r"\]\((?!https?:|#)([^)]+)\)"
+    text = re.sub(r"(!\[[^]]*)" + relative, rf"\1]({REPOSITORY}/raw/v{VERSION}/\2)", text)
+    return re.sub(relative, rf"]({REPOSITORY}/blob/v{VERSION}/\1)", text)
+
+
 setup(
     name="trl-knapsack",
     version=VERSION,
     description="Knapsack GRPO for TRL: per-prompt rollout budgets for the trainer you already use",
-    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description=long_description(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    url=REPOSITORY or None,
+    project_urls={"Changelog": f"{REPOSITORY}/blob/main/CHANGELOG.md", "Issues": f"{REPOSITORY}/issues"}
+    if REPOSITORY
+    else {},
     author="The trl_knapsack authors",
     keywords="grpo trl reinforcement-learning llm rollout budget knapsack",
     packages=find_packages(include=["trl_knapsack", "trl_knapsack.*"]),

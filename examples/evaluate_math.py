@@ -2,6 +2,10 @@
 # dependencies = [
 #     "trl-knapsack[math]",
 # ]
+# requires-python = ">=3.11"
+#
+# [tool.uv.sources]  # `uv run` takes the package from this clone: it is in no index yet
+# trl-knapsack = { path = "..", editable = true }
 # ///
 
 """
@@ -31,6 +35,7 @@ from datasets import Dataset, load_dataset, load_from_disk
 from train_math import BUNDLED_DATASET, BUNDLED_MODEL, accuracy, exact_match
 from trl.import_utils import is_math_verify_available
 
+from trl_knapsack.errors import install_command
 from trl_knapsack.evaluation import EvaluationResults, compare, evaluate_policy, exact_answers, math_answers
 from trl_knapsack.hub import parse_script_arguments
 
@@ -131,7 +136,7 @@ def results_of(model: str, args: EvaluationArguments) -> EvaluationResults:
         return EvaluationResults.load(model)
     bundled = args.dataset_name == str(BUNDLED_DATASET)
     if not bundled and not is_math_verify_available():
-        sys.exit('Answers are checked with math-verify, which is not installed: pip install "trl-knapsack[math]".')
+        sys.exit(f"Answers are checked with math-verify, which is not installed; run `{install_command('math')}`.")
     vllm_kwargs = {
         "tensor_parallel_size": args.vllm_tensor_parallel_size,
         "gpu_memory_utilization": args.vllm_gpu_memory_utilization,

@@ -284,9 +284,9 @@ task_categories: [text-generation]
 
 # Math problems
 
-Arithmetic of graded difficulty for `examples/train_math.py`, written by `examples/make_math_policy.py`. Made, not
-collected: the columns are those of the usual math data sets, the problems are what a policy of a million parameters can
-learn on a CPU.
+Arithmetic of graded difficulty for `examples/train_math.py`, written by `examples/make_math_policy.py`. They are
+generated, not collected: the columns are those of the usual math datasets, and the problems are what a policy of a million
+parameters can learn on a CPU.
 
 | column | example |
 | --- | --- |
@@ -295,7 +295,7 @@ learn on a CPU.
 | `prompt` | `{prompt}` |
 | `solution` | `{solution}` |
 
-{train} training and {test} test problems. No prompt occurs twice, and every `solution` is right. `table` has too few
+There are {train} training and {test} test problems. No prompt occurs twice, and every `solution` is correct. `table` has too few
 problems to hold any out, so it is in the train split only.
 
 ```python
@@ -316,18 +316,18 @@ pipeline_tag: text-generation
 
 A Qwen2 model of {parameters:,} parameters that answers short arithmetic prompts such as `37+58=`, one token per
 character. `examples/make_math_policy.py` trained it from scratch, from a seed; it is the policy that
-`examples/train_math.py` starts from when no other is named. It knows no language, and is good for nothing but
+`examples/train_math.py` starts from when no other is named. It knows no language, and is useful only for
 trying out reinforcement learning on a CPU.
 
 ## Its mistakes are deliberate
 
-GRPO late in a real run meets prompts that are solved and prompts that are hard, with the right procedure within the
-policy's reach but improbable. A small model trained on right answers alone does not look like that, so its warm-up had
-two lessons: right answers to everything, then, for the last steps, answers of a careless teacher, who forgets carries
+Late in a real run, GRPO meets prompts that are solved and prompts that are hard, where the right procedure is within the
+policy's reach but improbable. A small model trained on correct answers alone does not look like that, so its warm-up had
+two lessons: correct answers to everything and then, for the last steps, the answers of a careless teacher, who forgets carries
 (`add3`, `sum3`, `mul2`) and borrows (`sub3`), adds before multiplying (`mixed`) and overlooks parentheses (`paren`). The
-policy therefore knows the right procedures and seldom uses them. `product` was never taught and stays near zero. What
-GRPO gains here is mostly a habit corrected, on held-out problems too; how much is gained on a real model is
-another question. Neither lesson contained a problem of the train or test split, the one-digit `table` apart.
+policy therefore knows the right procedures but rarely uses them. `product` was never taught and stays near zero. What
+GRPO gains here is mostly the correction of a habit, on held-out problems too; how much it gains on a real model is
+another question. Neither lesson contained a problem of the train or test split, except for the one-digit `table`.
 
 ## Success rates
 

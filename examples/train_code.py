@@ -2,6 +2,10 @@
 # dependencies = [
 #     "trl-knapsack",
 # ]
+# requires-python = ">=3.11"
+#
+# [tool.uv.sources]  # `uv run` takes the package from this clone: it is in no index yet
+# trl-knapsack = { path = "..", editable = true }
 # ///
 
 r"""
@@ -12,9 +16,9 @@ Train a model to write Python functions that pass tests, run in a sandbox.
         --num_generations 8 --per_device_train_batch_size 16 --gradient_accumulation_steps 8 \
         --max_completion_length 1024 --use_vllm --vllm_mode colocate --output_dir outputs/code
 
-Without `--dataset_name` on the 20 bundled problems. Yours need the columns `prompt` and `tests`: a list of assertions, each
-`assert <expression> == <literal>`, as most in MBPP's `test_list`; rows with others have to be left out.
-`examples/sandbox.py` says how candidates are run, and what that protects against: Linux only.
+Without `--dataset_name`, it trains on the 20 bundled problems. Your dataset needs the columns `prompt` and `tests`: a list of
+assertions, each `assert <expression> == <literal>`, like most in MBPP's `test_list`; leave out rows with any others.
+`examples/sandbox.py` explains how candidates are run, and what that protects against. Linux only.
 """
 
 import os

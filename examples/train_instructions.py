@@ -2,22 +2,26 @@
 # dependencies = [
 #     "trl-knapsack",
 # ]
+# requires-python = ">=3.11"
+#
+# [tool.uv.sources]  # `uv run` takes the package from this clone: it is in no index yet
+# trl-knapsack = { path = "..", editable = true }
 # ///
 
 r"""
-Train a model to follow instructions that a program can check: so many words, no commas, three bullets, ...
+Train a model to follow instructions that a program can check: a number of words, no commas, three bullets, ...
 
     accelerate launch examples/train_instructions.py \
         --model_name_or_path Qwen/Qwen2.5-0.5B-Instruct \
         --num_generations 8 --per_device_train_batch_size 16 --gradient_accumulation_steps 8 \
         --max_completion_length 512 --use_vllm --vllm_mode colocate --output_dir outputs/instructions
 
-Without `--dataset_name` on the bundled prompts. Yours need the columns `prompt` and `constraints`, a JSON object:
-`{"min_words": 20, "no_commas": true, "keywords": ["tide"]}`. `CHECKS` below are all there are. The instructions are of
-IFEval's kind (arXiv 2311.07911); the code, the prompts and their wording are not IFEval's.
+Without `--dataset_name`, it trains on the bundled prompts. Your dataset needs the columns `prompt` and `constraints`, a JSON
+object: `{"min_words": 20, "no_commas": true, "keywords": ["tide"]}`. `CHECKS` below lists every constraint. The instructions
+are similar to IFEval's (arXiv 2311.07911); the code, the prompts and their wording are our own.
 
-Two reward functions: the share of constraints that are met gives the gradient, and meeting all of them counts as success
-in a prompt's success rate.
+There are two reward functions: the share of constraints that are met gives the gradient, and meeting all of them counts as a
+success in a prompt's success rate.
 """
 
 import json

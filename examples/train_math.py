@@ -2,6 +2,10 @@
 # dependencies = [
 #     "trl-knapsack[math]",
 # ]
+# requires-python = ">=3.11"
+#
+# [tool.uv.sources]  # `uv run` takes the package from this clone: it is in no index yet
+# trl-knapsack = { path = "..", editable = true }
 # ///
 
 """
@@ -37,6 +41,7 @@ from trl.import_utils import is_math_verify_available
 from trl.rewards import accuracy_reward
 
 from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer
+from trl_knapsack.errors import install_command
 from trl_knapsack.hub import parse_script_arguments
 
 
@@ -136,7 +141,7 @@ def main() -> None:
     elif script_args.dataset_name is None or model_args.model_name_or_path is None:
         sys.exit("Give both --model_name_or_path and --dataset_name, or neither for the bundled model and problems.")
     elif not is_math_verify_available():
-        sys.exit('Answers are checked with math-verify, which is not installed: pip install "trl-knapsack[math]".')
+        sys.exit(f"Answers are checked with math-verify, which is not installed; run `{install_command('math')}`.")
 
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,

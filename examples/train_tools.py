@@ -2,6 +2,10 @@
 # dependencies = [
 #     "trl-knapsack",
 # ]
+# requires-python = ">=3.11"
+#
+# [tool.uv.sources]  # `uv run` takes the package from this clone: it is in no index yet
+# trl-knapsack = { path = "..", editable = true }
 # ///
 
 r"""
@@ -12,8 +16,8 @@ Train a model to use a calculator: TRL's `tools=`, with per-prompt rollout budge
         --num_generations 8 --per_device_train_batch_size 16 --gradient_accumulation_steps 8 \
         --max_completion_length 512 --max_tool_calling_iterations 3 --output_dir outputs/tools
 
-Without `--dataset_name` on the bundled arithmetic. Yours needs the columns `prompt` and `solution`, a number. The model's
-chat template has to know tools; TRL says so if it does not.
+Without `--dataset_name`, it trains on the bundled arithmetic. Your dataset needs the columns `prompt` and `solution`, a
+number. The model's chat template has to support tools; TRL tells you if it does not.
 """
 
 import ast

@@ -4,6 +4,10 @@
 #     "pillow",
 #     "torchvision",
 # ]
+# requires-python = ">=3.11"
+#
+# [tool.uv.sources]  # `uv run` takes the package from this clone: it is in no index yet
+# trl-knapsack = { path = "..", editable = true }
 # ///
 
 r"""
@@ -16,8 +20,8 @@ Train a vision-language model on problems with an image, with per-prompt rollout
         --max_completion_length 1024 --learning_rate 1e-5 --use_vllm --vllm_mode colocate \
         --use_peft --lora_target_modules q_proj v_proj --output_dir outputs/vlm
 
-Columns: `image` (or `images`, a list), `prompt` or `problem`, and `solution`. Images of more than `--max_image_size` pixels
-a side are left out, since each costs hundreds of tokens.
+Columns: `image` (or `images`, a list), `prompt` or `problem`, and `solution`. Rows with an image of more than
+`--max_image_size` pixels on a side are skipped, since each image costs hundreds of tokens.
 """
 
 import sys
@@ -30,6 +34,7 @@ from trl.import_utils import is_math_verify_available
 from trl.rewards import accuracy_reward
 
 from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer
+from trl_knapsack.errors import install_command
 from trl_knapsack.hub import parse_script_arguments
 
 
@@ -40,12 +45,12 @@ class VLMArguments(ScriptArguments):
 
     Args:
         max_image_size (`int`, *optional*, defaults to `512`):
-            Most pixels of an image's width and of its height; rows with larger ones are left out.
+            Largest width and height of an image, in pixels; rows with larger ones are skipped.
     """
 
     max_image_size: int = field(
         default=512,
-        metadata={"help": "Most pixels of an image's width and of its height; rows with larger ones are left out."},
+        metadata={"help": "Largest width and height of an image, in pixels; rows with larger ones are skipped."},
     )
 
 
@@ -87,7 +92,7 @@ def main() -> None:
     if model_args.model_name_or_path is None or script_args.dataset_name is None:
         sys.exit("Give both --model_name_or_path and --dataset_name; the docstring of this script has examples.")
     if not is_math_verify_available():
-        sys.exit('Answers are checked with math-verify, which is not installed: pip install "trl-knapsack[math]".')
+        sys.exit(f"Answers are checked with math-verify, which is not installed; run `{install_command('math')}`.")
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,

@@ -38,5 +38,9 @@ def missing_extra(what: str, extra: str) -> MissingDependencyError:
 
 
 def install_command(extra: str) -> str:
-    """How to install an extra. The one place that a release to the package index changes."""
-    return f'pip install "trl-knapsack[{extra}]"'
+    """
+    How to install an extra: from a clone, because the package is in no index yet.
+
+    The one place in the code that a release changes, to `pip install "trl-knapsack[extra]"`.
+    """
+    return f'pip install -e ".[{extra}]"  # in your clone of trl_knapsack'

@@ -1,4 +1,4 @@
-"""The figures of docs/results.md."""
+"""The figures of docs/results.md, and the README's."""
 
 from pathlib import Path
 
@@ -24,11 +24,11 @@ COLORS = {
 Cells = dict[tuple[str, str], Cell]
 
 
-def save(figure: plt.Figure, name: str) -> None:
+def save(figure: plt.Figure, name: str, dpi: int = 110) -> None:
     for axis in figure.axes:
         axis.spines[["top", "right"]].set_visible(False)
     FOLDER.mkdir(parents=True, exist_ok=True)
-    figure.savefig(FOLDER / f"{name}.png", dpi=110)
+    figure.savefig(FOLDER / f"{name}.png", dpi=dpi)
     plt.close(figure)
 
 
@@ -52,6 +52,31 @@ def learning_curves(cells: Cells) -> None:
     figure.supylabel("held-out accuracy")
     axes[0, 0].legend(frameon=False, fontsize="small")
     save(figure, "learning_curves")
+
+
+def held_out_accuracy(cells: Cells) -> None:
+    """The README's figure: the saturated regime alone, every task on the same scale below uniform's final accuracy."""
+    labels = {
+        "uniform": "plain GRPO",
+        "posterior": "budgets (default)",
+        "warm": "budgets, success rates known beforehand",
+        "oracle": "budgets, true success rates (for reference)",
+    }
+    shown = {task: cell for (task, regime), cell in cells.items() if regime == "saturated"}
+    figure, axes = plt.subplots(1, len(shown), figsize=(3.4 * len(shown), 3.5), layout="constrained", squeeze=False)
+    for axis, (task, cell) in zip(axes[0], shown.items(), strict=True):
+        for contender, label in labels.items():
+            rollouts = cell.curve(contender, "rollouts").mean(axis=0) / 1000
+            values = cell.curve(contender, "accuracy")
+            mean, error = values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(len(values))
+            axis.plot(rollouts, mean, color=COLORS[contender], lw=2, label=label)
+            axis.fill_between(rollouts, mean - error, mean + error, color=COLORS[contender], alpha=0.15, lw=0)
+        target = cell.accuracy("uniform").estimate
+        axis.axhline(target, color=COLORS["uniform"], lw=1, ls=":")
+        axis.set(title=task, xlabel="thousand rollouts", ylim=(target - 0.1, target + 0.03))
+    axes[0, 0].set_ylabel("held-out accuracy")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    save(figure, "held_out_accuracy", dpi=150)
 
 
 def effective_gradient_ratio(cells: Cells) -> None:
@@ -141,6 +166,7 @@ def value_per_rollout(_: Cells) -> None:
 
 
 def draw_all(cells: Cells) -> list[Path]:
-    for draw in (learning_curves, effective_gradient_ratio, budgets, transitions, value_per_rollout):
+    every = (learning_curves, held_out_accuracy, effective_gradient_ratio, budgets, transitions, value_per_rollout)
+    for draw in every:
         draw(cells)
     return sorted(FOLDER.glob("*.png"))
