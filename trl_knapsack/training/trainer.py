@@ -294,6 +294,12 @@ class KnapsackGRPOTrainer(GRPOTrainer):
                 self._save_window(folder)
         super()._save_checkpoint(model, trial)
 
+    def _save_rng_state(self, output_dir):
+        # The last that every rank writes. `trainer_state.json`, which says that a checkpoint is whole, and deleting an
+        # older one come after: without the wait, rank 1 could be killed in between, and nothing would show it.
+        with all_ranks_or_none():
+            super()._save_rng_state(output_dir)
+
     def _save_window(self, folder: str) -> None:
         per_window = self.args.steps_per_generation * self.num_iterations
         step, batches = self._step, self._buffered_inputs if self._step % per_window != 0 else []
