@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import tiny
+import transformers
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -25,7 +26,20 @@ def only_rank_0_decides(evidence, budget, min_generations, max_generations):
     return get_rule("posterior")(evidence, budget, min_generations, max_generations)
 
 
-def train(model: str, out: Path, seen: dict, trainer_name: str, dataset: Dataset, resume: str | None, changes: dict):
+def disk_full(self, output_dir):
+    raise OSError("No space left on device")
+
+
+def train(
+    model: str,
+    out: Path,
+    seen: dict,
+    trainer_name: str,
+    dataset: Dataset,
+    resume: str | None,
+    changes: dict,
+    rng_state_fails: bool = False,
+):
     """Run one trainer; `seen` is filled while it runs."""
     is_knapsack = trainer_name == "knapsack"
     trainer_class, config_class = GRPOTrainer, GRPOConfig
@@ -59,6 +73,9 @@ def train(model: str, out: Path, seen: dict, trainer_name: str, dataset: Dataset
             for parameter in model.parameters():
                 digest.update(parameter.grad.numpy().tobytes())
             seen["gradients"].append(digest.hexdigest())
+
+    if rng_state_fails:  # below this package's trainer, as a disk would
+        transformers.Trainer._save_rng_state = disk_full
 
     trainer = trainer_class(
         model=model,
@@ -104,6 +121,7 @@ def main(model: str, out: Path, runs: dict) -> None:
                 tiny.prompts(kinds=run.get("kinds", "eeem")).select(run.get("rows", range(32))),
                 run.get("resume"),
                 run.get("changes", {}) | run.get("more", {}),
+                run.get("rng_state_fails", False),
             )
         except Exception as error:
             if not run.get("fails"):

@@ -154,6 +154,20 @@ def test_the_newest_checkpoint_is_used_if_it_is_whole(model, two_checkpoints, ca
     assert "was not written to its end" not in caplog.text
 
 
+def test_a_checkpoint_that_is_written_anew_is_torn_until_its_end(model, two_checkpoints, monkeypatch):
+    """A run begun anew in an old folder, and killed while it saves, must not leave a mixture that looks whole."""
+
+    def full(self, *args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(transformers.trainer.Trainer, "save_model", full)
+    with pytest.raises(OSError, match="No space left"):
+        knapsack(model, two_checkpoints, save_strategy="steps", save_steps=2, max_steps=4, seed=7)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"checkpoint-2 was not written to its end \(it has no trainer_state.json\)"):
+        knapsack(model, two_checkpoints, resume=str(two_checkpoints / "checkpoint-2"))
+
+
 # --------------------------------------------------------------------------------------------------------- windows
 
 

@@ -235,6 +235,9 @@ def test_a_rank_that_would_diverge_stops_all(runs, model, tmp_path):
             "other_rates": astray(resume=True) | {"on_rank_1": {"resume": str(other_rates)}},
             "no_rates": astray(resume=True) | {"on_rank_1": {"resume": str(no_rates)}},
             "no_window": astray(resume=True, fails=False) | {"on_rank_1": {"resume": str(no_window)}},
+            # The last, as it stays so
+            "no_random_state": astray(rng_state_fails=True)
+            | {"changes": changes | dict(save_strategy="steps", save_steps=stop)},
         },
     )
     rule = "and must be the same on all ranks; start every rank with the same options, dataset and checkpoint."
@@ -257,3 +260,11 @@ def test_a_rank_that_would_diverge_stops_all(runs, model, tmp_path):
     assert first["tracker"] == second["tracker"]
     assert first["weights"] == second["weights"]
     assert len(first["generated"]) == len(second["generated"]) == 3
+
+    # `trainer_state.json` says that a checkpoint is whole, so it waits for what every rank has to write.
+    first, second = seen["no_random_state"]
+    assert second["error"] == "OSError: No space left on device"
+    assert first["error"] == f"RuntimeError: Rank 1 can't go on, so no rank does. {second['error']}"
+    checkpoint = tmp_path / "out" / "no_random_state" / f"checkpoint-{stop}"
+    assert (checkpoint / "rng_state_0.pth").exists()
+    assert not (checkpoint / "trainer_state.json").exists()

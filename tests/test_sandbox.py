@@ -111,6 +111,40 @@ def test_cheats_and_hogs_fail(name):
     assert time.monotonic() - start < 15
 
 
+# What a program returns -> what is expected of it. Whatever it is, the score is a number.
+RETURNED = {
+    "an integer that no float holds": ("10**400", "0.5"),
+    "a negative one": ("-(10**400)", "1e999"),
+    "an integer of more digits than Python reads": ("10**5000", "1.0"),
+    "not a number": ("float('nan')", "1.0"),
+    "infinite": ("float('inf')", "1.0"),
+    "not a number within": ("[float('nan')]", "[1.0]"),
+    "an integer within": ("{'a': (10**400,)}", "{'a': (1.5,)}"),
+    "nested": ("functools.reduce(lambda x, _: [x], range(900), 1)", "1.0"),
+    "nested too deeply": ("functools.reduce(lambda x, _: [x], range(100000), 1)", "[1.0]"),
+    "itself": ("(lambda x: x.append(x) or x)([])", "[1.0]"),
+    "mixed in a set": ("{1, 'a', 10**400}", "{1.0}"),
+    "many": ("list(range(10**6))", "[1.0]"),
+    "hostile": (
+        "type('X', (float,), {m: lambda *a: 1 / 0 for m in ('__eq__', '__repr__', '__hash__', '__float__', '__str__')})()",
+        "0.0",
+    ),
+    "hostile in a dict": ("{type('X', (str,), {'__repr__': lambda self: 1 / 0})('a'): 1}", "{'a': 1}"),
+    "a class": ("int", "1.0"),
+    "a generator": ("(x for x in [1.0])", "[1.0]"),
+    "complex": ("1j", "1.0"),
+    "bytes": ("b'1'", "'1'"),
+    "a lone surrogate": ("'\\ud800'", "1.0"),
+    "what JSON would have been": ("{'tuple': [1.0]}", "(1.0,)"),
+}
+
+
+@pytest.mark.parametrize("name", RETURNED)
+def test_whatever_a_program_returns_the_score_is_a_number(name):
+    value, expected = RETURNED[name]
+    assert sandbox.passes(f"import functools\ndef f():\n    return {value}", [f"assert f() == {expected}"]) is False
+
+
 def test_an_early_exit_after_the_right_answers_of_the_first_tests_fails():
     program = "calls = []\ndef add(a, b):\n    calls.append(1)\n    if len(calls) == 2:\n        raise SystemExit(0)\n    return a + b"
     assert sandbox.passes(program, TESTS[:1])
@@ -228,7 +262,10 @@ def test_the_limits_are_in_place():
 
 @pytest.mark.parametrize(
     "test",
-    ["add(1, 2) == 3", "assert add(1, 2)", "assert add(1, 2) == add(2, 1)", "assert 1 < add(1, 2) == 3", "assert ("],
+    ["add(1, 2) == 3", "assert add(1, 2)", "assert add(1, 2) == add(2, 1)", "assert 1 < add(1, 2) == 3", "assert ("]
+    # Literals that are no plain data, hence could not be compared
+    + ["assert add(1, 2) == b'3'", "assert add(1, 2) == 3j", "assert add(1, 2) == [...]"]
+    + [f"assert add(1, 2) == {'[' * 5000}", f"assert add(1, 2) == {'-' * 100_000}1"],
 )
 def test_a_test_that_would_show_what_is_expected_is_refused(test):
     with pytest.raises(ValueError, match="must read `assert <expression> == <literal>`"):

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from transformers import ProgressCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, get_config_model_id
@@ -310,13 +312,22 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         folder = os.path.join(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         if self._step_boundary.update(self.state.global_step):  # transformers' callback on SIGTERM comes before ours
             self.success_rate_callback.learn(self.state.global_step, self.state.epoch)
-        with all_ranks_or_none():  # no rank goes on to delete before every rank has written
+        with all_ranks_or_none():
             os.makedirs(folder, exist_ok=True)
+            if self.args.should_save:  # of an earlier run in this folder: until the end, the two are mixed
+                Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)
+        with all_ranks_or_none():  # no rank goes on to delete before every rank has written
             if self.args.should_save:
                 self.success_rate_callback.save(folder)
             if not self.args.save_only_model:  # else nobody can resume from it
                 self._save_window(folder)
         super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir):
+        # The last that every rank writes. `trainer_state.json`, which says that a checkpoint is whole, and deleting an
+        # older one come after: without the wait, rank 1 could be killed in between, and nothing would show it.
+        with all_ranks_or_none():
+            super()._save_rng_state(output_dir)
 
     def _save_window(self, folder: str) -> None:
         per_window = self.args.steps_per_generation * self.num_iterations
