@@ -22,6 +22,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
 from trl_knapsack import Allocation, KnapsackGRPOConfig, KnapsackGRPOTrainer
+from trl_knapsack.allocation import PosteriorRule
 from trl_knapsack.training.seams import check_seams, check_unsloth
 
 
@@ -589,11 +590,33 @@ def test_a_plain_config_with_too_many_generations_says_what_to_raise(model, tmp_
         KnapsackGRPOTrainer(model=model, reward_funcs=tiny.digit_reward, args=args, train_dataset=tiny.prompts())
 
 
-@pytest.mark.parametrize("counts", [[4] * 6 + [8], [4] * 7 + [5], [1, 7] + [4] * 6])
-def test_a_policy_that_breaks_the_rules_is_refused(model, tmp_path, counts):
+@pytest.mark.parametrize(
+    ("counts", "sentence"),
+    [
+        ([4] * 6 + [8], r"returned counts for 7 prompts, but there are 8; give one count for each"),
+        ([4] * 7 + [5], r"gave out 33 rollouts, but the budget is 32; give out all of it and no more"),
+        ([1, 7] + [4] * 6, r"gave 1 rollouts to prompt 0 .* min_generations \(2\) to max_generations \(128\)"),
+    ],
+)
+def test_an_answer_that_breaks_the_rules_is_refused(model, tmp_path, counts, sentence):
     args = KnapsackGRPOConfig(**options(tmp_path))
-    with pytest.raises(ValueError, match=r"must give each of 8 prompts 2 to 128 generations, 32 in all"):
+    with pytest.raises(ValueError, match=sentence):
         train(KnapsackGRPOTrainer, model, args, allocation_rule=lambda *_: allocation(counts))
+
+
+@pytest.mark.parametrize(
+    ("rule", "sentence"),
+    [
+        ("posterior", r"allocation_rule \('posterior'\) must be a rule, not a name"),
+        (PosteriorRule, r"allocation_rule is the class PosteriorRule, but must be an instance"),
+        (lambda evidence, budget: None, r"takes \(evidence, budget\), but is called with four arguments"),
+    ],
+)
+def test_what_is_no_rule_is_refused_at_construction(model, tmp_path, rule, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        KnapsackGRPOTrainer(
+            model, tiny.digit_reward, KnapsackGRPOConfig(**options(tmp_path)), tiny.prompts(), allocation_rule=rule
+        )
 
 
 def test_a_sampler_that_does_not_repeat_prompts_is_refused(model, tmp_path):
