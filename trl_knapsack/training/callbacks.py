@@ -80,7 +80,8 @@ class SuccessRateCallback(TrainerCallback):
             step (`int`): Optimizer step that they belong to, from 1.
             epoch (`float`, *optional*): Passes over the dataset.
         """
-        for record, self.waiting in self._pending:
+        for record, waiting in self._pending:
+            self.waiting = waiting
             self.tracker.observe(
                 record.keys,
                 record.successes,
