@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from trl import GRPOConfig, GRPOTrainer
 
+from trl_knapsack.errors import install_command
 from trl_knapsack.evaluation import (
     EvaluationResults,
     ProblemResult,
@@ -217,7 +219,7 @@ def test_vllm_has_to_be_installed_and_loads_models_itself(model):
     try:
         import vllm  # noqa: F401
     except ImportError:
-        with pytest.raises(ImportError, match=r"run `pip install .trl-knapsack\[vllm\].`"):
+        with pytest.raises(ImportError, match=re.escape(f"run `{install_command('vllm')}`")):
             sample_completions(model, ["m1"], use_vllm=True)
 
 

@@ -1,5 +1,6 @@
 """Figures hold what the history says: their points, bars and cells are compared with counts in plain Python."""
 
+import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -15,6 +16,7 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from trl_knapsack import Allocation, Evidence, KnapsackGRPOConfig, KnapsackGRPOTrainer, RolloutHistory, RolloutRecord
+from trl_knapsack.errors import install_command
 from trl_knapsack.reporting.plots import PLOTS, plot_prompts, to_image
 from trl_knapsack.tracking.history import HistoryWriter
 
@@ -283,7 +285,6 @@ def test_plot_steps_that_can_not_work_are_refused(model, tmp_path, monkeypatch):
         KnapsackGRPOConfig(**options(tmp_path, plot_steps=-1))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     args = KnapsackGRPOConfig(**options(tmp_path, plot_steps=1))
-    with pytest.raises(
-        ImportError, match=r'Plots need matplotlib, which is not installed; run `pip install "trl-knapsack\[plots\]"`'
-    ):
+    sentence = f"Plots need matplotlib, which is not installed; run `{install_command('plots')}`"
+    with pytest.raises(ImportError, match=re.escape(sentence)):
         train(KnapsackGRPOTrainer, model, args)
