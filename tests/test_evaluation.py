@@ -438,6 +438,13 @@ def test_an_answer_is_as_right_as_its_completions():
     assert problem.majority_at_k(5) == 0.75
 
 
+def test_without_answers_there_is_no_vote():
+    with pytest.raises(
+        ValueError, match="Problem 'a' has no answers to vote with; give `evaluate_policy` an `answer_func`"
+    ):
+        ProblemResult("a", (1.0, 0.0)).majority_at_k(2)
+
+
 @pytest.mark.parametrize(
     ("problems", "message"),
     [
