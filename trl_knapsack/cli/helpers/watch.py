@@ -114,7 +114,6 @@ def screen(
         end (`str`, *optional*): How the run ended.
     """
     from rich.console import Group
-    from rich.progress_bar import ProgressBar
     from rich.text import Text
 
     from ...reporting.summary import of_history
@@ -125,9 +124,10 @@ def screen(
     done = holder.step if holder is not None else 0
     if history is not None and len(history):
         done = max(done, int(history.step[-1]))
-    parts.append(Text(progress(done, holder, history, running=end is None), no_wrap=True))
+    parts.append(Text(progress(done, holder, history, width, running=end is None)))
     if holder is not None and holder.max_steps > 0:
-        parts.append(ProgressBar(total=holder.max_steps, completed=done, width=width))
+        filled = min(width, width * done // holder.max_steps)
+        parts.append(Text.assemble(("━" * filled, "green"), ("─" * (width - filled), "dim")))
     if history is None or not len(history):
         parts.append(Text(end or "Waiting for the first generation batch."))
         return Group(*parts)
@@ -144,18 +144,29 @@ def screen(
     return Group(*parts)
 
 
-def progress(done: int, holder: RunHolder | None, history: RolloutHistory | None, running: bool) -> str:
-    """Steps, epochs, prompts and rollouts so far, and the time that is left at the speed until now."""
+def progress(done: int, holder: RunHolder | None, history: RolloutHistory | None, width: int, running: bool) -> str:
+    """
+    Steps so far, the time that is left at the speed until now, epochs, rollouts and prompts: what has room.
+
+    Args:
+        done (`int`): Optimizer steps so far.
+        holder ([`RunHolder`], *optional*): The process that trains.
+        history ([`RolloutHistory`], *optional*): What it has recorded.
+        width (`int`): Columns of the terminal.
+        running (`bool`): Whether it goes on.
+    """
     most = holder.max_steps if holder is not None else 0
     said = [f"step {done:,} of {most:,}" if most else f"step {done:,}"]
+    if running and holder is not None and most >= done > holder.step:
+        spent = (datetime.now() - holder.since).total_seconds()
+        left = max(0, round(spent / (done - holder.step) * (most - done)))
+        said.append(f"{timedelta(seconds=left)} left")
     if history is not None and len(history):
         said.append(f"epoch {history.epoch[-1]:.2f}")
-        said.append(f"{len(history.keys):,} prompts")
         said.append(f"{history.counts.sum():,} rollouts")
-    if running and holder is not None and done > holder.step and most >= done:
-        spent = datetime.now() - holder.since
-        left = spent.total_seconds() / (done - holder.step) * (most - done)
-        said.append(f"{timedelta(seconds=max(0, round(left)))} left")
+        said.append(f"{len(history.keys):,} prompts")
+    while len("   ".join(said)) > width:
+        said.pop()
     return "   ".join(said)
 
 
