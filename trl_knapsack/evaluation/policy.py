@@ -107,7 +107,7 @@ def evaluate_policy(
     rewards = _rewards(reward_func, rows, texts, completion_ids)
 
     problems = []
-    for key, own_texts, own_rewards in zip(keys, texts, rewards, strict=True):
+    for key, own_texts, own_rewards, own_ids in zip(keys, texts, rewards, completion_ids, strict=True):
         answers = answer_func(own_texts) if answer_func is not None else [None] * len(own_texts)
         scored = [i for i, reward in enumerate(own_rewards) if reward is not None and not math.isnan(reward)]
         problems.append(
@@ -117,6 +117,7 @@ def evaluate_policy(
                 answers=tuple(answers[i] for i in scored) if answer_func is not None else None,
                 completions=tuple(own_texts[i] for i in scored) if keep_completions else None,
                 threshold=success_threshold,
+                tokens=sum(len(own_ids[i]) for i in scored),
             )
         )
     return EvaluationResults(problems)

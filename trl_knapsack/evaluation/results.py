@@ -26,6 +26,7 @@ class ProblemResult:
             for nothing.
         completions (`tuple[str, ...]` of length `n`, *optional*): Texts.
         threshold (`float`, *optional*, defaults to `0.5`): A completion succeeds if its reward is at least this.
+        tokens (`int`, *optional*): Tokens of these completions together.
     """
 
     id: str
@@ -33,6 +34,7 @@ class ProblemResult:
     answers: tuple[str | None, ...] | None = None
     completions: tuple[str, ...] | None = None
     threshold: float = 0.5
+    tokens: int | None = None
 
     @property
     def successes(self) -> tuple[bool, ...]:
@@ -48,6 +50,12 @@ class ProblemResult:
     def c(self) -> int:
         """Completions that succeed."""
         return sum(self.successes)
+
+    def as_line(self) -> dict:
+        """What a line of a file of results holds of it."""
+        line = {"id": self.id, "n": self.n, "c": self.c, "rewards": self.rewards, "threshold": self.threshold}
+        known = {name: getattr(self, name) for name in ("tokens", "answers", "completions")}
+        return line | {name: value for name, value in known.items() if value is not None}
 
     def majority_at_k(self, k: int) -> float:
         """maj@k of this problem, see [`majority_at_k`]. An answer is as right as the completions that gave it on average."""
@@ -100,20 +108,14 @@ class EvaluationResults(Sequence[ProblemResult]):
 
     def save(self, path: str | Path) -> None:
         """
-        Write one JSON line per problem: `id`, `n`, `c`, `rewards`, `threshold`, and `answers` and `completions` where
-        known.
+        Write one JSON line per problem: `id`, `n`, `c`, `rewards`, `threshold`, and `tokens`, `answers` and `completions`
+        where known. [`KnapsackGRPOConfig`] takes the file as `success_state_path`.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8") as file:
             for problem in self.problems:
-                line = {"id": problem.id, "n": problem.n, "c": problem.c, "rewards": problem.rewards}
-                line["threshold"] = problem.threshold
-                if problem.answers is not None:
-                    line["answers"] = problem.answers
-                if problem.completions is not None:
-                    line["completions"] = problem.completions
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.write(json.dumps(problem.as_line(), ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, path: str | Path, *, success_threshold: float | None = None) -> "EvaluationResults":
@@ -217,7 +219,8 @@ def _problem(line: dict, threshold: float | None) -> ProblemResult:
     for name, values in columns.items():
         if len(values) != len(rewards):
             raise ValueError(f"{len(values)} {name} for {len(rewards)} rewards")
-    return ProblemResult(str(line["id"]), rewards, threshold=threshold, **columns)
+    tokens = None if line.get("tokens") is None else int(line["tokens"])
+    return ProblemResult(str(line["id"]), rewards, threshold=threshold, tokens=tokens, **columns)
 
 
 @dataclass(frozen=True, repr=False)
