@@ -139,7 +139,7 @@ class EvaluationResults(Sequence[ProblemResult]):
             for number, text in enumerate(file, start=1):
                 if text.strip():
                     try:
-                        problems.append(_problem(json.loads(text), success_threshold))
+                        problems.append(problem_of_line(json.loads(text), success_threshold))
                     except (KeyError, TypeError, ValueError) as error:
                         raise InvalidInputError(
                             f"{path}, line {number}: not a result ({type(error).__name__}: {error}); every line needs "
@@ -205,7 +205,13 @@ def _default_ks(n: int) -> list[int]:
     return sorted({2**i for i in range(1, n.bit_length())} | ({n} - {1}))
 
 
-def _problem(line: dict, threshold: float | None) -> ProblemResult:
+def problem_of_line(line: dict, threshold: float | None = None) -> ProblemResult:
+    """
+    The result in a line of a file of results.
+
+    Raises:
+        `KeyError`, `TypeError`, `ValueError`: if it is none.
+    """
     if "rewards" in line:
         rewards = tuple(float(reward) for reward in line["rewards"])
         threshold = float(line.get("threshold", 0.5) if threshold is None else threshold)
