@@ -93,7 +93,7 @@ def _subtitle(history: RolloutHistory) -> str:
 def _tiles(history: RolloutHistory, summary: Summary) -> list[dict[str, str]]:
     per_batch = history.per_batch(np.ones(len(history.batch)))
     ends, (first, last) = _ends(history)
-    largest = int(history.counts.argmax())
+    largest = int(history.generations.argmax())
 
     def ratio(groups: np.ndarray) -> float:
         return float((history.trials * history.mixed)[groups].sum() / history.counts[groups].sum())
@@ -123,8 +123,8 @@ def _tiles(history: RolloutHistory, summary: Summary) -> list[dict[str, str]]:
         ),
         (
             "Largest budget",
-            f"{history.counts[largest]:,} generations",
-            f"of {printable(history.keys[history.prompt[largest]], 32)}, {history.counts.mean():.3g} in the mean",
+            f"{history.generations[largest]:,} generations",
+            f"of {printable(history.keys[history.prompt[largest]], 32)}, {history.generations[history.decided].mean():.3g} in the mean",
         ),
         (
             "Decided by knowledge",
