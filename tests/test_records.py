@@ -82,6 +82,7 @@ def test_metrics_by_hand():
             "knapsack/reward": (1 + 0 + 0.1 + 0.5) / 4,
             "knapsack/rank_imbalance": 1.5,
             "knapsack/solver_time": 0.25,
+            "knapsack/looks": 0,
         }
     )
     pairs = list(zip(record.evidence.alpha, record.evidence.beta, strict=True))
