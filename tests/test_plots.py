@@ -1,5 +1,6 @@
 """Figures hold what the history says: their points, bars and cells are compared with counts in plain Python."""
 
+import json
 import re
 import subprocess
 import sys
@@ -217,6 +218,39 @@ class Broken(TensorBoardCallback):
             raise RuntimeError("no images here")
 
     tb_writer = tb_writer()
+
+
+def test_each_batch_is_read_once_however_often_plots_are_shown(model, tmp_path, monkeypatch):
+    shown, lines, parse = [], [], json.loads
+
+    class Shown(Broken):
+        class tb_writer:
+            def add_image(self, name, image, step, **kwargs):
+                shown.append(step)
+
+        tb_writer = tb_writer()
+
+    def counted(text, *args, **kwargs):
+        if b"solver_seconds" in bytes(text if isinstance(text, bytes) else text.encode()):
+            lines.append(text)
+        return parse(text, *args, **kwargs)
+
+    monkeypatch.setattr(json, "loads", counted)
+    args = KnapsackGRPOConfig(**options(tmp_path, max_steps=6, plot_steps=1))
+    trained(model, args, [Shown()])
+    assert sorted(set(shown)) == [1, 2, 3, 4, 5, 6]
+    assert len(lines) == len(set(lines)) == 6  # and not 1 + 2 + ... + 6
+
+
+def test_a_second_run_in_the_folder_shows_its_own_plots(model, tmp_path, monkeypatch):
+    """With the callback of the first, and a file that is longer than the first's at its first showing."""
+    seen = []
+    monkeypatch.setattr("trl_knapsack.training.callbacks.PLOTS", {"all": lambda h: seen.append(h.allocation.tolist())})
+    args = KnapsackGRPOConfig(**options(tmp_path, max_steps=2, plot_steps=2))
+    trainer = trained(model, args, [Broken()])
+    trainer.success_rate_callback.allocation = "one with a longer name"
+    trainer.train()
+    assert seen == [["posterior"] * 2, ["one with a longer name"] * 2]
 
 
 def test_a_tracker_that_takes_no_images_does_not_stop_the_run(model, tmp_path, caplog):

@@ -447,6 +447,9 @@ def test_batches_without_any_reward(model, tmp_path):
         (6, {}, False),  # in the second epoch
         (4, {}, None),  # at the end of the first epoch
         (3, {"allocation": "paper"}, None),
+        (3, {"look_generations": 2}, None),
+        (6, {"look_generations": 2, "allocation_window": 20}, None),
+        (6, {**WINDOW, "look_generations": 2, "allocation_window": 20}, None),
         (6, WINDOW, False),  # in the middle of a window
         (7, {**WINDOW, "num_iterations": 2, "beta": 0.1}, False),
         (8, {**WINDOW, "gradient_accumulation_steps": 3}, False),  # epochs end within an accumulation
@@ -467,6 +470,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(model, tmp_path, stop, c
         assert a.keys == b.keys
         assert a.allocation.counts.tolist() == b.allocation.counts.tolist()
         assert a.successes.tolist() == b.successes.tolist()
+    assert whole.success_rate_callback.waiting.digest() == resumed.success_rate_callback.waiting.digest()
     for key, value in whole.success_tracker.state_dict().items():
         np.testing.assert_array_equal(value, resumed.success_tracker.state_dict()[key])
     for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):

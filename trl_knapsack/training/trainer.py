@@ -294,9 +294,9 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             record = self._record(output, self._decision, prompts, self._rewards_per_func, groups)
             for name, value in record.metrics().items():
                 self._metrics["train"][name].append(value)
-            self.success_rate_callback.record(
-                record, waiting.after(candidates, self._decision, record, self._rewards_per_func)
-            )
+            if self._may_wait:
+                waiting = waiting.after(candidates, self._decision, record, self._rewards_per_func)
+            self.success_rate_callback.record(record, waiting)
         finally:
             self._decision = self._rewards_per_func = None
         return output
