@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import InvalidInputError, missing_extra
 from ..tracking.history import RolloutHistory
 from ..tracking.text import printable
-from .summary import CLASSES, KINDS, of_history
+from .summary import CLASSES, KINDS, equal_counts, of_history
 
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ def plot_counts(history: RolloutHistory) -> Figure:
     else:
         _say(axes, "Every prompt is at its first visit", 0.65)  # not on the line of the mean
     axes.set_yscale("log", base=2)
-    if _all_equal(history):
-        _say(axes, _equal_shares(history), 0.9)
+    if (equal := equal_counts(history)) is not None:
+        _say(axes, equal, 0.9)
         axes.set_ylim(mean / 4, mean * 4)
     _whole_numbers(axes.yaxis)
     axes.set(xlim=(-0.02, 1.02), xlabel="believed success rate before the rollouts", ylabel="generations")
@@ -143,11 +143,11 @@ def plot_budgets(history: RolloutHistory) -> Figure:
     mean, p99, most = counts.mean(), np.percentile(counts, 99), counts.max()
     top = axes.get_ylim()[1]
     marked = ((mean, "mean"), (p99, "99th percentile"), (most, "largest"))
-    if _all_equal(history):  # three lines would strike the one bar through
+    if (equal := equal_counts(history)) is not None:  # three lines would strike the one bar through
         marked = ()
         axes.set(xlim=(most - 3, most + 3), ylim=(0.7, 4 * top))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _say(axes, _equal_shares(history), 0.9)
+        _say(axes, equal, 0.9)
     # Labels from the top down, so that those of near lines do not collide.
     for place, (value, name) in enumerate(marked):
         axes.axvline(value, color=INK, linewidth=1, linestyle=(0, (4, 3)))
@@ -299,15 +299,6 @@ def to_image(figure: Figure, dpi: int = 110) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def _all_equal(history: RolloutHistory) -> bool:
-    return history.counts.min() == history.counts.max()
-
-
-def _equal_shares(history: RolloutHistory) -> str:
-    """What is said in figures of budgets where there is nothing to compare."""
-    return f"All counts were equal: {history.counts[0]:,} generations of each prompt"
 
 
 def _say(axes: Axes, sentence: str, height: float = 0.5) -> None:

@@ -126,6 +126,11 @@ def _tiles(history: RolloutHistory, summary: Summary) -> list[dict[str, str]]:
             f"{history.counts[largest]:,} generations",
             f"of {printable(history.keys[history.prompt[largest]], 32)}, {history.counts.mean():.3g} in the mean",
         ),
+        (
+            "Decided by knowledge",
+            f"{summary.known_share:.0%} of the rollouts",
+            summary.equal_counts or "those of prompts that had been scored before",
+        ),
         ("Time to share out", f"{np.median(history.solver_seconds) * 1e3:.2g} ms", "median of a batch, on rank 0"),
     ]
     return [dict(zip(("name", "value", "note"), tile, strict=True)) for tile in tiles]
