@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from .._notebook import html_table
 from ..errors import InvalidInputError, MissingFileError
 from .records import RolloutRecord
 from .state_file import MAX_COUNT, did_you_mean
-from .text import html_table, printable
+from .text import printable
 
 
 HISTORY_FILE = "knapsack_records.jsonl"
@@ -110,7 +111,7 @@ class RolloutHistory:
 
     def _repr_html_(self) -> str:
         """For notebooks."""
-        return html_table("Rollout history", self._in_short())
+        return html_table((), self._in_short().items(), caption="Rollout history")
 
     def _in_short(self) -> dict[str, str]:
         short = {"batches": f"{len(self):,}", "prompts": f"{len(self.keys):,}", "rollouts": f"{self.counts.sum():,}"}
