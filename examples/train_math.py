@@ -190,7 +190,7 @@ def summary(trainer: KnapsackGRPOTrainer, before: float | None, after: float | N
         rows.append(
             ("effective gradient ratio", f"{sum(ratios) / len(ratios):.2f} over the run, {ratios[-1]:.2f} at its end")
         )
-        rows.append(("largest budget", f"{largest:.0f} generations of one prompt, {args.num_generations} in the mean"))
+        rows.append(("largest budget", f"{largest:.0f} generations of one prompt, {args.num_generations} on average"))
     rows.append(("outputs", args.output_dir))
     width = max(len(name) for name, _ in rows)
     rule = "-" * max(len(f"{name:<{width}}   {value}") for name, value in rows)

@@ -626,7 +626,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         differences = [] if info is None else info.differences(self.args)
         if differences:
             logger.warning(
-                f"The success rates in {self.args.success_state_path} were kept otherwise: {'; '.join(differences)}."
+                f"The success rates in {self.args.success_state_path} were kept differently: {'; '.join(differences)}."
             )
         if not hasattr(self.train_dataset, "__len__"):
             return

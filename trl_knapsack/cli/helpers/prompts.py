@@ -82,7 +82,7 @@ def _read_csv(path: Path, prior: Sequence[float]) -> PromptTable:
         head = reader.fieldnames or []
         rows = [(reader.line_num, row) for row in reader]
     if not rows:
-        raise InvalidInputError(f"{path} has no rows; give a head and one line for each prompt.")
+        raise InvalidInputError(f"{path} has no rows; give a header and one line per prompt.")
 
     def numbers(name: str, at_least: float, at_most: float = float("inf")) -> np.ndarray:
         column = np.empty(len(rows))

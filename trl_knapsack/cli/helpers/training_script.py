@@ -32,18 +32,18 @@ class RewardArguments(ScriptArguments):
             Reward functions: names of `trl.rewards`, as `accuracy_reward`, or dotted paths of your own, as
             `my_module.my_reward`.
         reward_model_name_or_path (`str`, *optional*):
-            Reward model on the Hub or on disk, before the functions.
+            Reward model on the Hub or on disk, placed before the functions.
     """
 
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Reward functions: names of trl.rewards, as accuracy_reward, or dotted paths of your own, as "
-            "my_module.my_reward."
+            "help": "Reward functions: names from trl.rewards such as accuracy_reward, or dotted paths to your own "
+            "such as my_module.my_reward."
         },
     )
     reward_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Reward model on the Hub or on disk, before the functions."}
+        default=None, metadata={"help": "Reward model on the Hub or on disk, placed before the functions."}
     )
 
     def __post_init__(self):
@@ -144,7 +144,7 @@ def summary(trainer: KnapsackGRPOTrainer) -> str:
         ):
             rows.append((title, f"{first[name]:.3f} at step {first['step']}, {last[name]:.3f} at step {last['step']}"))
         largest = max(entry["knapsack/generations/max"] for entry in logs)
-        rows.append(("largest budget", f"{largest:.0f} generations of one prompt, {args.num_generations} in the mean"))
+        rows.append(("largest budget", f"{largest:.0f} generations of one prompt, {args.num_generations} on average"))
     evaluations = [entry for entry in history if "eval_reward" in entry]
     if evaluations:
         rows.append(
