@@ -20,6 +20,7 @@ EXTRAS["dev"] = [
     *EXTRAS["math"],
     *EXTRAS["plots"],
     *EXTRAS["genetic"],
+    "basedpyright",
     "hypothesis",
     "ipykernel",  # with nbclient, runs the notebook
     "nbclient",

@@ -8,7 +8,7 @@ import sys
 import textwrap
 
 import numpy as np
-from test_records import record_by_hand
+from histories import record_by_hand
 
 from trl_knapsack.training.progress import budgets_by_rate, progress_line
 

@@ -119,23 +119,26 @@ def load_tokenizer(model: "str | PreTrainedModel") -> PreTrainedTokenizerBase:
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat_template_kwargs: dict[str, Any]) -> list[int]:
+    encoded: Any
     if isinstance(prompt, str):
-        return tokenizer(text=prompt)["input_ids"]
-    return tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **chat_template_kwargs
-    )["input_ids"]
+        encoded = tokenizer(text=prompt)
+    else:
+        encoded = tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **chat_template_kwargs
+        )
+    return encoded["input_ids"]
 
 
 def _end_tokens(tokenizer: PreTrainedTokenizerBase, config: GenerationConfig) -> list[int]:
     """A chat model's generation config may know more end tokens than its tokenizer."""
-    known = config.eos_token_id
-    ends = known if isinstance(known, list) else [] if known is None else [known]
-    return sorted({*ends, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
+    known: Any = config.eos_token_id
+    ends = [*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id]
+    return sorted({token for token in ends if token is not None})
 
 
 @torch.no_grad()
 def _with_transformers(
-    model: "str | PreTrainedModel",
+    model: Any,  # a name, a folder, or a model, whose class transformers' types do not know to generate
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: list[list[int]],
     *,
@@ -149,8 +152,9 @@ def _with_transformers(
     progress: bool,
 ) -> list[list[list[int]]]:
     if isinstance(model, str | Path):
-        accelerator = torch.accelerator.current_accelerator()
-        model = AutoModelForCausalLM.from_pretrained(model, dtype="auto").to(accelerator or "cpu")
+        device: Any = torch.accelerator.current_accelerator() or "cpu"
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+        model = loaded.to(device)
     ends = _end_tokens(tokenizer, model.generation_config)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0] if ends else 0
     sampling = {"do_sample": False}

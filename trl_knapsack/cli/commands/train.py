@@ -139,10 +139,8 @@ def _help() -> str:
         for name, text in own_options().items()
     ]
     usage = "usage: trl-knapsack train [--config FILE] [options]"
-    head = (
-        "options that TRL does not have (--help-all shows all of them, accelerate launch --help those of accelerate):"
-    )
-    return "\n".join([usage, __doc__, head, *lines, EPILOG.rstrip()])
+    head = "options that TRL does not have (--help-all shows all, accelerate launch --help those of accelerate):"
+    return "\n".join([usage, __doc__ or "", head, *lines, EPILOG.rstrip()])
 
 
 def _split_config(argument: str) -> list[str]:
