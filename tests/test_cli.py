@@ -495,7 +495,7 @@ def test_simulate_begins_with_rates_or_a_state(run, tmp_path, run_folder, rates)
     [
         ("allocate RATES", "one of the arguments --budget --num_generations is required"),
         ("allocate RATES --budget 3", "budget (3) must lie between 8 and 512"),
-        ("allocate RATES --budget 32 --max_cost 9", "has no column cost"),
+        ("allocate RATES --budget 32 --max_cost 9", "has neither a column cost nor lengths"),
         ("allocate RATES --budget 32 --bud 3", "unrecognized arguments: --bud 3"),
         ("allocate nowhere --budget 32", "nowhere does not exist"),
         ("allocate nowhere.csv --budget 32", "nowhere.csv"),
@@ -632,7 +632,7 @@ def test_mistakes_in_training_are_told_before_anything_starts(project, run, monk
     ("arguments", "message"),
     [
         ("--learning_rte 1", "--learning_rte is not an option of the trainer or of accelerate launch; did you mean --learning_rate?"),
-        ("--config typo.yaml", "--num_generatons is not an option of the trainer of the training nor"),
+        ("--config typo.yaml", "--num_generatons is not an option of the trainer or of accelerate launch; did you mean --num_generations?"),
         ("--config broken.yaml", "broken.yaml is not a YAML file"),
         ("--config list.yaml", "list.yaml must be a YAML mapping"),
         ("--reward_funcs my_rewards.says_thre", "my_rewards has no reward function 'says_thre'; did you mean 'says_three'?"),
