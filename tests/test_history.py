@@ -222,7 +222,7 @@ def test_rewards_without_end_are_still_json(tmp_path):
 def test_a_misspelt_folder_gets_a_suggestion(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs").mkdir()
-    with pytest.raises(FileNotFoundError, match="output does not exist; did you mean 'outputs'"):
+    with pytest.raises(FileNotFoundError, match="output does not exist; did you mean 'outputs'\\?$"):
         RolloutHistory.load("output")
 
 

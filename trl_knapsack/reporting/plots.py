@@ -243,7 +243,7 @@ def plot_prompts(history: RolloutHistory, keys: Sequence[str] | None = None) -> 
         unknown = [key for key in keys if key not in index]
         if unknown:
             raise InvalidInputError(
-                f"No prompt of this run has the key {unknown[0]!r}; its keys begin {history.keys[:3]}."
+                f"No prompt of this run has the key {unknown[0]!r}; its keys begin with {history.keys[:3]}."
             )
         chosen = [("", index[key]) for key in keys]
     rows = max(1, -(-len(chosen) // 3))

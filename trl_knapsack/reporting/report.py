@@ -21,10 +21,10 @@ TEMPLATE = Path(__file__).with_name("report.html")
 _CAPTIONS = {
     "counts": "Each point is a prompt in a batch, after its first visit. Prompts believed to succeed always or never get "
     "few generations, those in between many.",
-    "budgets": "How often a prompt got how many generations in a batch. A long tail means that single prompts take a large "
+    "budgets": "How many generations prompts got in a batch. A long tail means that single prompts take a large "
     "part of a batch; max_generations limits it.",
     "effective_gradient_ratio": "Share of rollouts in groups whose rewards vary, so that they have a gradient, and share of "
-    "prompts with such a group. A diagnostic: it rises also where less is learnt.",
+    "prompts with such a group. A diagnostic: it can rise even when the model learns less.",
     "transitions": "Where prompts of each difficulty ended. Right of the diagonal they got easier, left of it they were "
     "forgotten.",
     "prompts": "Prompts that never succeeded, that improved most, and that took the most generations.",
@@ -124,14 +124,14 @@ def _tiles(history: RolloutHistory, summary: Summary) -> list[dict[str, str]]:
         (
             "Largest budget",
             f"{history.generations[largest]:,} generations",
-            f"of {printable(history.keys[history.prompt[largest]], 32)}, {history.generations[history.decided].mean():.3g} in the mean",
+            f"of {printable(history.keys[history.prompt[largest]], 32)}, {history.generations[history.decided].mean():.3g} on average",
         ),
         (
             "Decided by knowledge",
             f"{summary.known_share:.0%} of the rollouts",
             summary.equal_counts or "those of prompts that had been scored before",
         ),
-        ("Time to share out", f"{np.median(history.solver_seconds) * 1e3:.2g} ms", "median of a batch, on rank 0"),
+        ("Allocation time", f"{np.median(history.solver_seconds) * 1e3:.2g} ms", "median per batch, on rank 0"),
     ]
     return [dict(zip(("name", "value", "note"), tile, strict=True)) for tile in tiles]
 

@@ -222,7 +222,7 @@ def closing_rows(allocation: str, logs: Sequence[Mapping[str, float]], num_gener
     """
     least = min(entry["knapsack/generations/min"] for entry in logs)
     largest = max(entry["knapsack/generations/max"] for entry in logs)
-    rows = [("largest budget", f"{largest:.0f} generations of one prompt, {num_generations} in the mean")]
+    rows = [("largest budget", f"{largest:.0f} generations of one prompt, {num_generations} on average")]
     if allocation != "uniform":
         known = float(np.mean([entry["knapsack/known_rollouts"] for entry in logs]))
         said = f"{known:.0%} of the rollouts"

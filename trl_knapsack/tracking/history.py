@@ -209,7 +209,7 @@ class HistoryReader:
         self.file = path / HISTORY_FILE if path.is_dir() else path
         if not self.file.is_file():
             remedy = f"name the output_dir of a run of KnapsackGRPOTrainer, or the {HISTORY_FILE} in it"
-            raise MissingFileError(f"{printable(str(self.file))} does not exist; {did_you_mean(path) or remedy}.")
+            raise MissingFileError(f"{printable(str(self.file))} does not exist; {did_you_mean(path, remedy)}")
         self._forget()
 
     def _forget(self) -> None:
