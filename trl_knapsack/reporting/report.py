@@ -25,6 +25,8 @@ _CAPTIONS = {
     "part of a batch; max_generations limits it.",
     "effective_gradient_ratio": "Share of rollouts in groups whose rewards vary, so that they have a gradient, and share of "
     "prompts with such a group. A diagnostic: it rises also where less is learnt.",
+    "calibration": "Observed against believed success rates, by how often a prompt had been scored before. On the diagonal "
+    "the beliefs are right on average; above it prompts did better than believed, as while the policy learns.",
     "transitions": "Where prompts of each difficulty ended. Right of the diagonal they got easier, left of it they were "
     "forgotten.",
     "prompts": "Prompts that never succeeded, that improved most, and that took the most generations.",
