@@ -24,7 +24,7 @@ SPEAKING = [
     ({"max_steps": -1, "num_train_epochs": 1}, "The run ends within its first epoch (32 prompts of 32)"),
     ({"max_steps": -1, "num_train_epochs": 0.5}, "The run ends within its first epoch (16 prompts of 32)"),
     ({"max_steps": 8, "num_iterations": 2}, "The run ends within its first epoch (32 prompts of 32)"),
-    ({"max_steps": 8, "steps_per_generation": 4}, "The run ends within its first epoch"),
+    ({"max_steps": 4, "steps_per_generation": 4}, "The run ends within its first epoch (32 prompts of 32)"),
     ({"max_steps": 4, "steps_per_generation": 1}, "The run ends within its first epoch (32 prompts of 32)"),
     ({"min_generations": 4, "max_steps": 50}, "min_generations (4) is num_generations"),
     ({"max_generations": 4, "max_steps": 50}, "max_generations (4) is num_generations"),

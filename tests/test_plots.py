@@ -206,7 +206,7 @@ def test_titles_of_single_prompts_do_not_collide(tmp_path):
 def test_calibration_by_hand(tmp_path):
     """Every group weighs the same, whatever its rollouts; bars are one standard error of the mean over groups."""
     names = [f"p{i}" for i in range(8)]
-    first = {name: (3, 4) for name in names} | {"unscored": (0, 0)}
+    first = dict.fromkeys(names, (3, 4)) | {"unscored": (0, 0)}
     second = {name: (won, 8) for name, won in zip(names, (0, 1, 2, 3, 4, 5, 6, 7), strict=True)} | {"rare": (0, 4)}
     third = dict.fromkeys(names[:5], (80, 80))
     with np.errstate(invalid="ignore"):
