@@ -98,7 +98,7 @@ def test_help_names_every_command():
 
 
 @pytest.mark.parametrize(
-    "line", ["--help", "allocate RATES --budget 32", "inspect RUN", "plot RUN --report REPORT", "simulate --mix hard --prompts 40"]
+    "line", ["--help", "allocate RATES --budget 32", "inspect RUN", "inspect --watch RUN", "plot RUN --report REPORT", "simulate --mix hard --prompts 40"]
 )  # fmt: skip
 def test_what_needs_no_torch_loads_none(line, rates, run_folder, tmp_path):
     arguments = (

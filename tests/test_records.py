@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import oracle
 import pytest
+from histories import record_by_hand
 
-from trl_knapsack import Allocation, Evidence, RolloutRecord
 from trl_knapsack.tracking.records import difficulty
 from trl_knapsack.training.plan import plan_rollouts
 
@@ -57,29 +57,6 @@ def test_plan_needs_equal_ranks():
 def test_difficulty_classes_of_the_paper():
     rates = [0.0, 0.01, 0.2, 0.21, 0.79, 0.8, 0.99, 1.0]
     assert difficulty(np.array(rates)).tolist() == [0, 1, 1, 2, 2, 3, 3, 4]
-
-
-def record_by_hand() -> RolloutRecord:
-    """Five prompts: solved, failed, mixed, unscored, and one with two of four rollouts scored."""
-    return RolloutRecord(
-        keys=("a", "b", "c", "d", "e"),
-        evidence=Evidence(
-            keys=("a", "b", "c", "d", "e"),
-            alpha=np.array([8.5, 0.5, 2.5, 0.5, 0.5]),
-            beta=np.array([0.5, 8.5, 2.5, 0.5, 0.5]),
-            last_rate=np.array([1.0, 0.0, 0.5, np.nan, np.nan]),
-            visits=np.array([1, 1, 3, 0, 0]),
-            mean_length=np.full(5, np.nan),
-        ),
-        allocation=Allocation(np.array([2, 6, 10, 3, 4])),
-        solver_seconds=0.25,
-        successes=np.array([2.0, 0.0, 1.0, 0.0, 1.0]),
-        trials=np.array([2.0, 6.0, 10.0, 0.0, 2.0]),
-        tokens=np.array([2.0, 6.0, 10.0, 3.0, 4.0]),
-        mean_reward=np.array([1.0, 0.0, 0.1, np.nan, 0.5]),
-        mixed=np.array([False, False, True, False, True]),
-        rank_imbalance=1.5,
-    )
 
 
 def test_metrics_by_hand():

@@ -2,7 +2,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from test_plots import random_visits, write
+from histories import random_visits, write
 
 from trl_knapsack.reporting import PLOTS, write_report
 

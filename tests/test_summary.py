@@ -5,21 +5,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_history import FILE
-from test_plots import write
+from histories import write
 
 from trl_knapsack import Allocation, RolloutHistory, RolloutRecord, SuccessRateTracker
 from trl_knapsack.reporting.summary import closing_rows, of_history, of_tracker, prompt_text, tracker_of
+from trl_knapsack.tracking import HISTORY_FILE
 from trl_knapsack.tracking.history import HistoryWriter
 
 
 def tracked_run(path, batches, prior, decay) -> tuple[RolloutHistory, SuccessRateTracker]:
     """Records of batches, each a list of (key, successes, scored), with what a tracker believed before each of them."""
-    tracker, writer = SuccessRateTracker(prior, decay), HistoryWriter(path / FILE)
+    tracker, writer = SuccessRateTracker(prior, decay), HistoryWriter(path / HISTORY_FILE)
     for step, batch in enumerate(batches, 1):
         keys, won, tried = [key for key, _, _ in batch], *np.array([(w, n) for _, w, n in batch], float).T
         record = RolloutRecord(
-            keys=tuple(keys),
             evidence=tracker.evidence(keys),
             allocation=Allocation(np.maximum(tried.astype(int), 2)),
             solver_seconds=0.0,
@@ -64,8 +63,8 @@ def test_eight_of_eight_then_none_of_eight(tmp_path):
 
 def test_a_run_that_began_with_a_state_knows_no_first_visit(tmp_path):
     history, tracker = tracked_run(tmp_path, [[("a", 8, 8)], [("a", 2, 8)], [("a", 4, 8)]], (1.0, 1.0), 0.6)
-    lines = (tmp_path / FILE).read_text().splitlines(keepends=True)
-    (tmp_path / FILE).write_text("".join(lines[1:]))
+    lines = (tmp_path / HISTORY_FILE).read_text().splitlines(keepends=True)
+    (tmp_path / HISTORY_FILE).write_text("".join(lines[1:]))
     assert of_history(RolloutHistory.load(tmp_path)).believed_rate == pytest.approx(
         tracker.evidence(["a"]).beliefs.mean
     )

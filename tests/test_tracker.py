@@ -413,9 +413,13 @@ def test_bad_observations_change_nothing(arguments, message):
     assert len(tracker) == 0
 
 
-@pytest.mark.parametrize("prior", [(0, 1), (1,), (float("nan"), 1), (0.5, -1)])
+@pytest.mark.parametrize(
+    "prior", [(0, 1), (1,), (1, 1, 1), (float("nan"), 1), (1, float("inf")), (0.5, -1), 1.0, None, ("a", 1)]
+)
 def test_bad_prior(prior):
-    with pytest.raises(ValueError, match="success_prior"):
+    with pytest.raises(
+        ValueError, match=re.escape(f"success_prior {prior!r} must be two positive numbers, for example (")
+    ):
         SuccessRateTracker(prior=prior)
 
 

@@ -20,12 +20,13 @@ from .sampling import load_tokenizer, sample_completions
 
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel
 
 
 def evaluate_policy(
     model: "str | PreTrainedModel",
-    dataset: Iterable[Mapping[str, Any]],
+    dataset: "Dataset | Iterable[Mapping[str, Any]]",
     reward_func: Callable[..., list[float | None]],
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -105,11 +106,11 @@ def evaluate_policy(
     problems = []
     for key, own_texts, own_rewards, own_ids in zip(keys, texts, rewards, completion_ids, strict=True):
         answers = answer_func(own_texts) if answer_func is not None else [None] * len(own_texts)
-        scored = [i for i, reward in enumerate(own_rewards) if reward is not None and not math.isnan(reward)]
+        scored = {i: float(r) for i, r in enumerate(own_rewards) if r is not None and not math.isnan(r)}
         problems.append(
             ProblemResult(
                 id=key,
-                rewards=tuple(float(own_rewards[i]) for i in scored),
+                rewards=tuple(scored.values()),
                 answers=tuple(answers[i] for i in scored) if answer_func is not None else None,
                 completions=tuple(own_texts[i] for i in scored) if keep_completions else None,
                 threshold=success_threshold,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -59,6 +60,10 @@ class ProblemResult:
 
     def majority_at_k(self, k: int) -> float:
         """maj@k of this problem, see [`majority_at_k`]. An answer is as right as the completions that gave it on average."""
+        if self.answers is None:
+            raise InvalidInputError(
+                f"Problem {self.id!r} has no answers to vote with; give `evaluate_policy` an `answer_func`."
+            )
         by_answer = defaultdict(list)
         for answer, success in zip(self.answers, self.successes, strict=True):
             by_answer[answer].append(success)
@@ -91,6 +96,12 @@ class EvaluationResults(Sequence[ProblemResult]):
 
     def __len__(self) -> int:
         return len(self.problems)
+
+    @overload
+    def __getitem__(self, index: int) -> ProblemResult: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[ProblemResult, ...]: ...
 
     def __getitem__(self, index):
         return self.problems[index]

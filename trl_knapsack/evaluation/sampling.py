@@ -150,23 +150,26 @@ def load_tokenizer(model: "str | PreTrainedModel") -> PreTrainedTokenizerBase:
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat_template_kwargs: dict[str, Any]) -> list[int]:
+    encoded: Any
     if isinstance(prompt, str):
-        return tokenizer(text=prompt)["input_ids"]
-    return tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **chat_template_kwargs
-    )["input_ids"]
+        encoded = tokenizer(text=prompt)
+    else:
+        encoded = tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **chat_template_kwargs
+        )
+    return encoded["input_ids"]
 
 
 def _end_tokens(tokenizer: PreTrainedTokenizerBase, config: GenerationConfig) -> list[int]:
     """A chat model's generation config may know more end tokens than its tokenizer."""
-    known = config.eos_token_id
-    ends = known if isinstance(known, list) else [] if known is None else [known]
-    return sorted({*ends, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
+    known: Any = config.eos_token_id
+    ends = [*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id]
+    return sorted({token for token in ends if token is not None})
 
 
 @torch.no_grad()
 def _with_transformers(
-    model: "PreTrainedModel",
+    model: Any,  # whose class transformers' types do not know to generate
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: list[list[int]],
     *,

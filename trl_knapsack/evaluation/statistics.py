@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import comb
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -215,7 +216,7 @@ def wilcoxon(a, b) -> dict[str, float]:
     difference = np.round(a - b, 9)  # 0.3 - 0.1 and 0.2 - 0.0 differ in the last bit, and would not tie
     if not difference.any():
         return {"stat": 0.0, "p": 1.0}
-    result = stats.wilcoxon(difference)
+    result: Any = stats.wilcoxon(difference)
     return {"stat": float(result.statistic), "p": float(result.pvalue)}
 
 

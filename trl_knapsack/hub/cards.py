@@ -95,9 +95,10 @@ def config_card(
         text = card.text
         card = ModelCard(existing, ignore_metadata_errors=True)
         card.text = with_section(card.text, "knapsack config", text)
-    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *TAGS]))
-    if card.data.datasets is None and values.get("dataset_name"):
-        card.data.datasets = [values["dataset_name"]]
+    data: Any = card.data  # huggingface_hub's types say only that it is some card's
+    data.tags = list(dict.fromkeys([*(data.tags or []), *TAGS]))
+    if data.datasets is None and values.get("dataset_name"):
+        data.datasets = [values["dataset_name"]]
     return card
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import trl
 import yaml
+from yaml.composer import ComposerError
 
 from ..errors import InvalidInputError
 from ..tracking.text import printable
@@ -141,7 +142,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases are not allowed", self.peek_event().start_mark)
+            raise ComposerError(None, None, "aliases are not allowed", self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
 

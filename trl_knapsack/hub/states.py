@@ -84,9 +84,10 @@ def write_success_state(
             f"Nothing says of which dataset the success rates in {file} are, and without it they help nobody; pass "
             "script_args=[ScriptArguments(dataset_name=...), ModelConfig(model_name_or_path=...)]."
         )
-    names = {name: _public_name(said.get(name)) for name in ("dataset_name", "model_name_or_path")}
+    model = said.get("model_name_or_path")
     info = SuccessStateInfo(
-        **names,
+        dataset_name=_public_name(said["dataset_name"]),
+        model_name_or_path=model and _public_name(model),
         dataset_config=said.get("dataset_config"),
         dataset_train_split=said.get("dataset_train_split", "train"),
         model_revision=said.get("model_revision"),
@@ -158,6 +159,6 @@ def _read_info(path: str | os.PathLike, source: str) -> SuccessStateInfo:
     return SuccessStateInfo(**values)
 
 
-def _public_name(name: str | None) -> str | None:
+def _public_name(name: str) -> str:
     """A dataset or model by its name, without the folders of this machine."""
-    return os.path.basename(os.path.normpath(name)) if name and os.path.exists(name) else name
+    return os.path.basename(os.path.normpath(name)) if os.path.exists(name) else name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 INK = "#3d4451"  # of all text and lines that are no data
 _RULE = "#b8bec8"
 _GREY, _BLUE, _ORANGE, _GREEN, _RED = "#9aa3b2", "#3b76d0", "#e07b27", "#3a9d6a", "#cf4a4a"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.edgecolor": _RULE,
     "axes.facecolor": "none",
     "axes.grid": True,
@@ -182,7 +182,7 @@ def plot_effective_gradient_ratio(history: RolloutHistory) -> Figure:
         axes.plot(history.step, _running_mean(values, window), color=color, linewidth=2, label=name)
     mostly_known = np.flatnonzero(history.per_batch(history.visits > 0) * 2 > history.per_batch(history.visits >= 0))
     if mostly_known.size and mostly_known[0] > 0:
-        begin = history.step[mostly_known[0]]
+        begin = float(history.step[mostly_known[0]])
         axes.axvline(begin, color=INK, linewidth=1, linestyle=(0, (1, 2)))
         axes.annotate(
             "most prompts known", (begin, 1.0), (4, -2), xycoords=("data", "axes fraction"),

@@ -152,7 +152,8 @@ def _ends(history: RolloutHistory) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
         batches = number < tenth, number >= len(history) - tenth
         name = "first and last batch" if tenth == 1 else f"first and last {tenth} batches"
     if not batches[0].any():  # a run that was resumed without its records
-        return "all batches", (np.ones(len(history.batch), bool),) * 2
+        every = np.ones(len(history.batch), bool)
+        return "all batches", (every, every)
     first, last = (end[history.batch] for end in batches)
     return name, (first, last)
 

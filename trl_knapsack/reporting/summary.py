@@ -278,7 +278,9 @@ def tracker_of(history: RolloutHistory) -> SuccessRateTracker:
     # the first group of each visit, in the order of `by_visit`
     group = groups[np.unique(history.prompt[groups] * len(history) + history.batch[groups], return_index=True)[1]]
     unseen = np.flatnonzero(history.visits == 0)
-    prior = (history.alpha[unseen[-1]], history.beta[unseen[-1]]) if len(unseen) else SuccessRateTracker().prior
+    prior = SuccessRateTracker().prior
+    if len(unseen):
+        prior = float(history.alpha[unseen[-1]]), float(history.beta[unseen[-1]])
     won = np.maximum(history.alpha[group] - prior[0], 0.0)  # (V,) rounded in the file, hence perhaps below 0
     known = won + np.maximum(history.beta[group] - prior[1], 0.0)  # (V,)
     again = np.flatnonzero(~visits["last"] & (known > 0))  # visits of known prompts, followed by another

@@ -176,27 +176,62 @@ class RolloutHistory:
             `FileNotFoundError`: if there is none.
             `ValueError`: if a line is not one of a history, with the file, the line's number and what is wrong.
         """
+        return HistoryReader(path).read()
+
+
+class HistoryReader:
+    """
+    Reads the history of a run that may be under way: each time only what is new in the file.
+
+    Args:
+        path (`str` or `os.PathLike`): The run's output folder, or the `knapsack_records.jsonl` in it.
+    """
+
+    def __init__(self, path: str | os.PathLike):
         path = Path(path)
-        file = path / HISTORY_FILE if path.is_dir() else path
-        if not file.is_file():
+        self.file = path / HISTORY_FILE if path.is_dir() else path
+        if not self.file.is_file():
             remedy = f"name the output_dir of a run of KnapsackGRPOTrainer, or the {HISTORY_FILE} in it"
-            raise MissingFileError(f"{printable(str(file))} does not exist; {did_you_mean(path) or remedy}.")
-        index: dict[str, int] = {}
-        batches = [arrays for _, arrays in _read(file, index)]
+            raise MissingFileError(f"{printable(str(self.file))} does not exist; {did_you_mean(path) or remedy}.")
+        self._forget()
 
-        def joined(name: str, dtype: Any) -> np.ndarray:
-            return np.concatenate([np.empty(0, dtype), *(batch[name] for batch in batches)])
+    def _forget(self) -> None:
+        self._index: dict[str, int] = {}
+        self._batches: list[dict[str, Any]] = []
+        self._end = 0  # bytes that have been read
 
-        per_batch = {
-            name: np.array([batch[name] for batch in batches], dtype=dtype) for name, (dtype, *_) in _PER_BATCH.items()
-        }
-        return cls(
-            keys=tuple(index),
-            batch=np.repeat(np.arange(len(batches)), [len(batch["prompt"]) for batch in batches]),
-            prompt=joined("prompt", np.int64),
-            **per_batch,
-            **{name: joined(name, dtype) for name, (dtype, *_) in _PER_PROMPT.items()},
-        )
+    def read(self) -> RolloutHistory:
+        """
+        All batches so far.
+
+        Raises:
+            `OSError`: if the file can't be read any more.
+            `ValueError`: if a line is not one of a history, with the file, the line's number and what is wrong.
+        """
+        if self.file.stat().st_size < self._end:  # another run has begun in the folder, or went back to a checkpoint
+            self._forget()
+        for end, batch in _read(self.file, self._index, self._end, len(self._batches)):
+            self._end = end
+            self._batches.append(batch)
+        return _joined(self._index, self._batches)
+
+
+def _joined(index: dict[str, int], batches: list[dict[str, Any]]) -> RolloutHistory:
+    """The history of batches whose prompts are numbered by `index`."""
+
+    def joined(name: str, dtype: Any) -> np.ndarray:
+        return np.concatenate([np.empty(0, dtype), *(batch[name] for batch in batches)])
+
+    per_batch = {
+        name: np.array([batch[name] for batch in batches], dtype=dtype) for name, (dtype, *_) in _PER_BATCH.items()
+    }
+    return RolloutHistory(
+        keys=tuple(index),
+        batch=np.repeat(np.arange(len(batches)), [len(batch["prompt"]) for batch in batches]),
+        prompt=joined("prompt", np.int64),
+        **per_batch,
+        **{name: joined(name, dtype) for name, (dtype, *_) in _PER_PROMPT.items()},
+    )
 
 
 class HistoryWriter:
@@ -263,11 +298,14 @@ def _plain(values: np.ndarray, dtype: Any) -> list:
     return [x if math.isfinite(x) else None for x in np.round(np.asarray(values, dtype=np.float64), 6).tolist()]
 
 
-def _read(file: Path, index: dict[str, int]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read(
+    file: Path, index: dict[str, int], start: int = 0, lines_before: int = 0
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Where each batch ends in the file, and its arrays; keys not met before are added to `index`."""
-    end = 0
+    end = start
     with open(file, "rb") as lines:
-        for number, line in enumerate(lines, 1):
+        lines.seek(start)
+        for number, line in enumerate(lines, lines_before + 1):
             if not line.endswith(b"\n"):
                 return  # cut short by a crash
             end += len(line)

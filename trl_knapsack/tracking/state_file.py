@@ -250,5 +250,5 @@ def _digest(tensors: dict[str, np.ndarray]) -> str:
     digest = hashlib.blake2b(f"{_FORMAT} {_VERSION}".encode(), digest_size=16)
     for name in _TENSORS:
         digest.update(f"{name} {tensors[name].size} ".encode())
-        digest.update(tensors[name])
+        digest.update(tensors[name].data)
     return digest.hexdigest()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..allocation.difficulty import DIFFICULTIES, difficulty
 from ..allocation.evidence import Evidence
@@ -40,13 +41,16 @@ class SuccessRateTracker:
     ```
     """
 
-    def __init__(self, prior: tuple[float, float] = (1.0, 1.0), decay: float = 0.85):
-        prior = tuple(float(x) for x in prior)
-        if len(prior) != 2 or not all(np.isfinite(x) and x > 0 for x in prior):
-            raise InvalidInputError(f"success_prior {prior} must be two positive numbers, for example (1.0, 1.0).")
+    def __init__(self, prior: Sequence[float] = (1.0, 1.0), decay: float = 0.85):
+        try:
+            successes, failures = (float(x) for x in prior)
+        except (TypeError, ValueError):  # not two, or no numbers
+            successes = failures = np.nan
+        if not (0 < successes < np.inf and 0 < failures < np.inf):
+            raise InvalidInputError(f"success_prior {prior!r} must be two positive numbers, for example (1.0, 1.0).")
         if not 0.0 <= decay <= 1.0:
             raise InvalidInputError(f"success_decay ({decay}) must lie in [0, 1], for example 0.85.")
-        self.prior = prior
+        self.prior = (successes, failures)
         self.decay = float(decay)
         self._index: dict[str, int] = {}
         self._arrays = {name: np.empty(0, dtype) for name, dtype in FIELDS.items()}
@@ -84,12 +88,12 @@ class SuccessRateTracker:
     def observe(
         self,
         keys: Sequence[str],
-        successes: Sequence[float],
-        trials: Sequence[float],
+        successes: ArrayLike,
+        trials: ArrayLike,
         *,
-        rollouts: Sequence[float] | None = None,
-        tokens: Sequence[float] | None = None,
-        earlier: tuple[Sequence[float], Sequence[float]] | None = None,
+        rollouts: ArrayLike | None = None,
+        tokens: ArrayLike | None = None,
+        earlier: tuple[ArrayLike, ArrayLike] | None = None,
     ) -> None:
         """
         Add one visit of each prompt. Two entries of one key are one visit, merged.

@@ -10,7 +10,7 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 
 from ..errors import MissingFileError
 from ..reporting.plots import PLOTS, require_matplotlib, to_image
-from ..tracking.history import HISTORY_FILE, HistoryWriter, RolloutHistory
+from ..tracking.history import HISTORY_FILE, HistoryReader, HistoryWriter
 from ..tracking.records import RolloutRecord
 from ..tracking.state_file import STATE_FILE, find_state
 from ..tracking.tracker import SuccessRateTracker
@@ -157,8 +157,10 @@ class PlotCallback(TrainerCallback):
         self.plot_steps = plot_steps
         self.run_folder = run_folder
         self.callbacks = callbacks
+        self._reader: HistoryReader | None = None  # of the run under way: what it has read it does not read again
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self._reader = None
         if state.is_world_process_zero and not self._served():
             logger.warning(
                 f"plot_steps ({self.plot_steps}) shows plots in tensorboard, wandb and trackio, but report_to is "
@@ -170,7 +172,8 @@ class PlotCallback(TrainerCallback):
         if not (due and state.is_world_process_zero and self._served()):
             return
         try:
-            history = RolloutHistory.load(self.run_folder())
+            self._reader = self._reader or HistoryReader(self.run_folder())
+            history = self._reader.read()
             images = {f"knapsack/plots/{name}": to_image(plot(history)) for name, plot in PLOTS.items()}
         except Exception as error:
             logger.warning(f"No plots at step {state.global_step}: {error}")

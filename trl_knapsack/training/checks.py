@@ -44,7 +44,8 @@ def check_server_seed(args: KnapsackGRPOConfig) -> None:
     Raises:
         `ValueError`: if a seed would make all completions of a prompt the same.
     """
-    seed = (args.generation_kwargs or {}).get("seed")
+    kwargs: Any = args.generation_kwargs or {}  # text only before `__post_init__`
+    seed = kwargs.get("seed")
     if seed is not None and args.use_vllm and args.vllm_mode == "server":
         raise InvalidInputError(
             f"generation_kwargs has a seed ({seed}), and vllm_mode is 'server': all completions of a prompt would be "

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.logging import get_logger
+from datasets import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -201,11 +202,7 @@ def _storable(value: Any) -> Any:
 def _restored(value: Any) -> Any:
     if isinstance(value, dict) and _KIND in value:
         if value[_KIND] == "image":
-            from PIL import Image  # not everybody has it
-
-            image = Image.open(io.BytesIO(value["data"]))
-            image.load()
-            return image
+            return Image().decode_example({"bytes": value["data"], "path": None})
         array = np.frombuffer(value["data"], dtype=np.dtype(value["dtype"]))
         return array.reshape(value["shape"]).copy() if value[_KIND] == "array" else array[0]
     if isinstance(value, dict):

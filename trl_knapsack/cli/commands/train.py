@@ -140,7 +140,7 @@ def _help() -> str:
     ]
     usage = "usage: trl-knapsack train [--config FILE] [options]"
     head = "options that TRL does not have (--help-all shows all; accelerate launch --help those of accelerate):"
-    return "\n".join([usage, __doc__, head, *lines, EPILOG.rstrip()])
+    return "\n".join([usage, __doc__ or "", head, *lines, EPILOG.rstrip()])
 
 
 def _split_config(argument: str) -> list[str]:

@@ -50,7 +50,7 @@ def known_options() -> set[str] | None:
         for node in ast.walk(launch)
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument"
         for word in node.args
-        if isinstance(word, ast.Constant) and str(word.value).startswith("-")
+        if isinstance(word, ast.Constant) and isinstance(word.value, str) and word.value.startswith("-")
     }
     known = _OWN | of_accelerate | {f"--{no}{name}" for name in fields for no in ("", "no_")}
     return known | {option.replace("_", "-") for option in known}

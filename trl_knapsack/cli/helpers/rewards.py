@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ...errors import InvalidInputError
 
@@ -35,7 +36,8 @@ def load_reward(name: str) -> Callable:
     if not callable(reward):
         functions = [other for other in dir(module) if not other.startswith("_") and callable(getattr(module, other))]
         raise _not_there(module.__name__, function_name, functions, module.__file__)
-    return reward(**_MADE_BY_A_CALL[name]) if name in _MADE_BY_A_CALL else reward
+    made: Any = reward(**_MADE_BY_A_CALL[name]) if name in _MADE_BY_A_CALL else reward
+    return made
 
 
 def load_success_reward(
@@ -120,9 +122,10 @@ def check_reward(name: str) -> str | None:
             f"reward function {name!r}: there is no module {module_name!r}; give module.function, with the module in the "
             "working directory or installed."
         )
-    if not (found.origin or "").endswith(".py"):
+    file = found.origin or ""
+    if not file.endswith(".py"):
         return None
-    tree = ast.parse(Path(found.origin).read_text(encoding="utf-8"), found.origin)
+    tree = ast.parse(Path(file).read_text(encoding="utf-8"), file)
     functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
     if function_name in functions:
         return function_name
@@ -138,7 +141,7 @@ def check_reward(name: str) -> str | None:
     written |= {getattr(node, "asname", None) or node.name for node in ast.walk(tree) if isinstance(node, ast.alias)}
     written |= {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef)}
     if function_name in constants or not written & {function_name, "*", "__getattr__", "globals", "setattr", "exec"}:
-        raise _not_there(module_name, function_name, functions, found.origin)
+        raise _not_there(module_name, function_name, functions, file)
     return None
 
 
