@@ -46,6 +46,13 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": INK,
 }
 _MOST_POINTS = 20_000
+_VISITS = (
+    ("never", 0, 0, _GREY),
+    ("once", 1, 1, _ORANGE),
+    ("2 to 3 times", 2, 3, _GREEN),
+    ("4 or more", 4, np.inf, _BLUE),
+)
+_LEAST_GROUPS = 5  # of a point in the figure of calibration
 _RANGES = ("p = 0", "(0, 0.2]", "(0.2, 0.8)", "[0.8, 1)", "p = 1")  # of the difficulty classes
 
 
@@ -282,11 +289,52 @@ def plot_prompts(history: RolloutHistory, keys: Sequence[str] | None = None) -> 
     return figure
 
 
+@_styled
+def plot_calibration(history: RolloutHistory) -> Figure:
+    """
+    Success rate that was observed against the one believed before, by how often prompts had been scored. On the diagonal the
+    beliefs are right on average. Every group weighs the same; bars are one standard error of the mean over groups.
+    """
+    figure, axes = _figure()
+    scored = history.trials > 0
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    shift = 0.0
+    for name, least, most, color in _VISITS:
+        of = scored & (history.visits >= least) & (history.visits <= most)
+        if not of.any():
+            continue
+        believed, observed = history.believed_rate[of], history.success_rate[of]
+        slot = np.minimum((believed * 10).astype(int), 9)
+        groups = np.bincount(slot, minlength=10)
+        filled = np.flatnonzero(groups >= _LEAST_GROUPS)
+        if not filled.size:
+            continue
+        x, y, squares = (
+            np.bincount(slot, values, minlength=10)[filled] / groups[filled]
+            for values in (believed, observed, observed**2)
+        )
+        error = np.sqrt(np.maximum(squares - y**2, 0) / (groups[filled] - 1))
+        axes.errorbar(
+            x + shift, y, error, color=color, marker="o", markersize=4.5, linewidth=1.4, elinewidth=1,
+            label=f"{name} ({of.sum():,} groups)",
+        )  # fmt: skip
+        shift += 0.004  # bars of equal beliefs side by side
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0, title="scored before")
+    else:
+        _say(axes, f"No tenth of the believed rates has {_LEAST_GROUPS} scored groups yet", 0.9)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.set(xlabel="believed success rate before the rollouts", ylabel="observed success rate")
+    axes.set_title("Calibration")
+    return figure
+
+
 #: The figures by name.
 PLOTS: dict[str, Callable[[RolloutHistory], Figure]] = {
     "counts": plot_counts,
     "budgets": plot_budgets,
     "effective_gradient_ratio": plot_effective_gradient_ratio,
+    "calibration": plot_calibration,
     "transitions": plot_transitions,
     "prompts": plot_prompts,
 }
