@@ -662,7 +662,6 @@ def _batches(file: Path, batches: int, seed: int) -> tuple[str, bool]:
         won = rng.binomial(counts, truth[chosen]).astype(float)
         tokens = rng.integers(1, 50, size) * counts
         record = RolloutRecord(
-            keys=keys,
             evidence=evidence,
             allocation=Allocation(counts),
             solver_seconds=0.0,

@@ -16,8 +16,7 @@ class RolloutRecord:
     One generation batch of `P` prompts and `R` rollouts. Equal on every rank.
 
     Attributes:
-        keys (`tuple[str, ...]` of length `P`): Prompt keys. A prompt that the sampler drew twice is there twice.
-        evidence ([`Evidence`]): What was known of the prompts before.
+        evidence ([`Evidence`]): What was known of the prompts before. A prompt that the sampler drew twice is there twice.
         allocation ([`Allocation`]): What was decided; `allocation.counts` is `(P,)` and sums to `R`.
         solver_seconds (`float`): Time that the allocation took, on rank 0.
         successes (`np.ndarray` of shape `(P,)`): Completions that succeeded.
@@ -32,7 +31,6 @@ class RolloutRecord:
         look_age (`np.ndarray` of shape `(P,)`): Generation batches since the prompt came.
     """
 
-    keys: tuple[str, ...]
     evidence: Evidence
     allocation: Allocation
     solver_seconds: float
@@ -61,6 +59,11 @@ class RolloutRecord:
             f"RolloutRecord({len(self.keys)} prompts, {counts.sum()} rollouts, {counts.min()} to {counts.max()} a prompt, "
             f"{rate}, {self.effective_rollouts} with a gradient)"
         )
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of the prompts, of length `P`."""
+        return self.evidence.keys
 
     @property
     def success_rate(self) -> np.ndarray:
@@ -108,6 +111,7 @@ class RolloutRecord:
             "generations/max": counts.max(),
             **{f"difficulty/{name}": share for name, share in zip(DIFFICULTIES, classes, strict=True)},
             "unseen": (self.evidence.visits == 0).mean(),
+            "known_rollouts": self.allocation.counts[self.evidence.visits > 0].sum() / self.allocation.counts.sum(),
             "success_rate": rate[scored].mean() if scored.any() else np.nan,
             "reward": np.nanmean(self.mean_reward) if scored.any() else np.nan,
             "value_over_uniform": self.value_over_uniform(),

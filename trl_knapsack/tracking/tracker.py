@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from .._notebook import html_table
 from ..allocation.difficulty import DIFFICULTIES, difficulty
 from ..allocation.evidence import Evidence
 from ..errors import InvalidInputError
 from .state_file import FIELDS, MAX_COUNT, checked_state, read_state, write_state
-from .text import html_table, printable
+from .text import printable
 
 
 class SuccessRateTracker:
@@ -40,13 +42,16 @@ class SuccessRateTracker:
     ```
     """
 
-    def __init__(self, prior: tuple[float, float] = (1.0, 1.0), decay: float = 0.85):
-        prior = tuple(float(x) for x in prior)
-        if len(prior) != 2 or not all(np.isfinite(x) and x > 0 for x in prior):
-            raise InvalidInputError(f"success_prior {prior} must be two positive numbers, for example (1.0, 1.0).")
+    def __init__(self, prior: Sequence[float] = (1.0, 1.0), decay: float = 0.85):
+        try:
+            successes, failures = (float(x) for x in prior)
+        except (TypeError, ValueError):  # not two, or no numbers
+            successes = failures = np.nan
+        if not (0 < successes < np.inf and 0 < failures < np.inf):
+            raise InvalidInputError(f"success_prior {prior!r} must be two positive numbers, for example (1.0, 1.0).")
         if not 0.0 <= decay <= 1.0:
             raise InvalidInputError(f"success_decay ({decay}) must lie in [0, 1], for example 0.85.")
-        self.prior = prior
+        self.prior = (successes, failures)
         self.decay = float(decay)
         self._index: dict[str, int] = {}
         self._arrays = {name: np.empty(0, dtype) for name, dtype in FIELDS.items()}
@@ -67,7 +72,8 @@ class SuccessRateTracker:
         scored = ~np.isnan(last_rate)
         classes = np.bincount(difficulty(last_rate[scored]), minlength=len(DIFFICULTIES))
         rows = {name.replace("_", " "): f"{n:,}" for name, n in zip(DIFFICULTIES, classes, strict=True)}
-        return html_table(repr(self), rows | {"never scored": f"{(~scored).sum():,}"})
+        rows["never scored"] = f"{(~scored).sum():,}"
+        return html_table((), rows.items(), caption=repr(self))
 
     def _mean(self) -> str:
         if not len(self):
@@ -84,12 +90,12 @@ class SuccessRateTracker:
     def observe(
         self,
         keys: Sequence[str],
-        successes: Sequence[float],
-        trials: Sequence[float],
+        successes: ArrayLike,
+        trials: ArrayLike,
         *,
-        rollouts: Sequence[float] | None = None,
-        tokens: Sequence[float] | None = None,
-        earlier: tuple[Sequence[float], Sequence[float]] | None = None,
+        rollouts: ArrayLike | None = None,
+        tokens: ArrayLike | None = None,
+        earlier: tuple[ArrayLike, ArrayLike] | None = None,
     ) -> None:
         """
         Add one visit of each prompt. Two entries of one key are one visit, merged.
@@ -108,8 +114,8 @@ class SuccessRateTracker:
         rollouts = trials if rollouts is None else np.asarray(rollouts, dtype=np.float64)
         lengths_known = tokens is not None
         tokens = np.asarray(tokens, dtype=np.float64) if lengths_known else np.zeros(len(keys))
-        earlier = (np.zeros(len(keys)),) * 2 if earlier is None else earlier
-        won_before, tried_before = (np.asarray(x, dtype=np.float64) for x in earlier)
+        nothing = np.zeros(len(keys))
+        won_before, tried_before = (np.asarray(x, dtype=np.float64) for x in earlier or (nothing, nothing))
         for name, array in (
             ("successes", successes),
             ("trials", trials),

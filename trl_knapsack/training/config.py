@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
 
 from trl import GRPOConfig
 
@@ -161,13 +162,13 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
     @classmethod
     def from_grpo_config(cls, args: GRPOConfig) -> "KnapsackGRPOConfig":
         """The same configuration with the knapsack options at their defaults; `args` is not changed."""
-        config = copy.copy(args)
+        config: Any = copy.copy(args)
         config.__class__ = cls
         config._as_given = {"generation_batch_size": (None, args.generation_batch_size)}  # else TRL refuses both
         for option in fields(cls):
             if option.name not in args.__dict__:
-                default = option.default_factory() if option.default is MISSING else option.default
-                setattr(config, option.name, default)
+                make: Any = option.default_factory  # there is one where there is no default
+                setattr(config, option.name, make() if option.default is MISSING else option.default)
         config._check_knapsack_options()
         return config
 

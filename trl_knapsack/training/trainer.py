@@ -44,7 +44,13 @@ from .checkpoints import (
     what_is_torn,
     window_path,
 )
-from .checks import check_server_seed, check_success_rule, check_train_dataset, likely_success_func
+from .checks import (
+    check_server_seed,
+    check_success_rule,
+    check_train_dataset,
+    likely_success_func,
+    why_nothing_moves,
+)
 from .config import KnapsackGRPOConfig
 from .decision import Decision, decide
 from .folder_lock import RunFolderLock
@@ -113,8 +119,14 @@ class KnapsackGRPOTrainer(GRPOTrainer):
     trainer = KnapsackGRPOTrainer(
         model="Qwen/Qwen2.5-0.5B-Instruct",
         reward_funcs=accuracy_reward,
-        args=KnapsackGRPOConfig(output_dir="outputs"),
-        train_dataset=load_dataset("trl-lib/DeepMath-103K", split="train"),
+        args=KnapsackGRPOConfig(
+            output_dir="outputs",
+            num_generations=8,
+            per_device_train_batch_size=16,
+            gradient_accumulation_steps=8,  # 128 rollouts: 16 prompts share them
+            num_train_epochs=3,  # the first is uniform, unless success rates are known
+        ),
+        train_dataset=load_dataset("trl-lib/DeepMath-103K", split="train[:2000]"),
     )
     trainer.train()
     ```
@@ -136,6 +148,8 @@ class KnapsackGRPOTrainer(GRPOTrainer):
     }
 
     args: KnapsackGRPOConfig
+    num_generations: int  # None in TRL only before its config is filled in
+    num_generations_eval: int
     allocation_rule: AllocationRule
     success_func: SuccessFunc | None
     success_tracker: SuccessRateTracker
@@ -148,7 +162,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
     # Set here as well as in `__init__`, for subclasses and tests that build a trainer without it.
     _prompts_are_known = False
     _decision: Decision | None = None  # on the generation batch under way, None outside of training
-    _rewards_per_func: torch.Tensor | None = None  # its rewards over all ranks, (R, F)
+    _rewards_per_func: Any = None  # its rewards over all ranks, (R, F)
     _advantages_checked = False
 
     if TYPE_CHECKING:  # what editors and type checkers see; a test compares it with TRL's
@@ -234,6 +248,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
                     self._warn_of_foreign_state(info)
             # Without a dataset the environment owns the prompts, and all rows look alike: nothing to allocate.
             self._prompts_are_known = train_dataset is not None
+            self._warn_if_nothing_moves(has_other_rule=allocation_rule is not None)
 
     # ------------------------------------------------------------------------------------------ what TRL calls
 
@@ -294,9 +309,9 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             record = self._record(output, self._decision, prompts, self._rewards_per_func, groups)
             for name, value in record.metrics().items():
                 self._metrics["train"][name].append(value)
-            self.success_rate_callback.record(
-                record, waiting.after(candidates, self._decision, record, self._rewards_per_func)
-            )
+            if self._may_wait:
+                waiting = waiting.after(candidates, self._decision, record, self._rewards_per_func)
+            self.success_rate_callback.record(record, waiting)
         finally:
             self._decision = self._rewards_per_func = None
         return output
@@ -367,7 +382,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             is_same_window = step % per_window != 0 and (self._step - 1) // per_window == step // per_window
             batches = self._buffered_inputs if is_same_window else []
         path = window_path(folder, self.accelerator.process_index)
-        save_window(path, step, batches, self._window_settings())
+        save_window(path, step, batches or [], self._window_settings())
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -426,7 +441,8 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         if not resume_from_checkpoint:
             return resume_from_checkpoint
         if resume_from_checkpoint is True:
-            newest = get_last_checkpoint(self.args.output_dir) if os.path.isdir(self.args.output_dir) else None
+            folder = self.args.output_dir or ""
+            newest = get_last_checkpoint(folder) if os.path.isdir(folder) else None
         else:
             newest = resume_from_checkpoint
         if newest is None or not os.path.isdir(newest):
@@ -447,7 +463,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         """Where the run under way keeps its checkpoints: `output_dir`, or a trial's folder in it."""
         return self._get_output_dir(trial=self._trial)
 
-    def _window_settings(self) -> dict[str, int]:
+    def _window_settings(self) -> dict[str, int | None]:
         """What a resumed run must share with the one that stopped, to go on with its rollouts."""
         args = self.args
         return {
@@ -575,10 +591,10 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         lengths = output["completion_mask"].sum(dim=1)
         # `mask_truncated_completions` empties the mask of the longest ones
         lengths = torch.where(lengths > 0, lengths, output["completion_mask"].size(1))
-        tokens = self.accelerator.gather(lengths.to(self.accelerator.device)).cpu().numpy()  # (R,)
+        tokens: Any = self.accelerator.gather(lengths.to(self.accelerator.device))
+        tokens = tokens.cpu().numpy()  # (R,)
         success = self._success(rewards_per_func).cpu().numpy()  # (R,)
         return RolloutRecord(
-            keys=decision.evidence.keys,
             evidence=decision.evidence,
             allocation=decision.allocation,
             solver_seconds=decision.seconds,
@@ -627,16 +643,28 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             f"(success_threshold), which the right format alone may reach. {remedy}"
         )
 
+    def _warn_if_nothing_moves(self, has_other_rule: bool) -> None:
+        if not self._prompts_are_known:
+            return
+        args, dataset = self.args, self.train_dataset
+        size = len(dataset) if hasattr(dataset, "__len__") else None
+        prompts = args.generation_batch_size // args.num_generations
+        known = has_other_rule or len(self.success_tracker) > 0  # a rule of the user's own may know prompts otherwise
+        why = why_nothing_moves(args, prompts, size, args.max_steps, known, args.look_generations > 0)
+        if why is not None:
+            logger.warning(why)
+
     def _warn_of_foreign_state(self, info: SuccessStateInfo | None) -> None:
         """Success rates that were kept under other keys help nobody, and nothing else would show it."""
         differences = [] if info is None else info.differences(self.args)
         if differences:
             logger.warning(
-                f"The success rates in {self.args.success_state_path} were kept otherwise: {'; '.join(differences)}."
+                f"The success rates in {self.args.success_state_path} were kept differently: {'; '.join(differences)}."
             )
-        if not hasattr(self.train_dataset, "__len__"):
+        dataset: Any = self.train_dataset
+        if not hasattr(dataset, "__len__"):
             return
-        rows = [self.train_dataset[i] for i in range(min(100, len(self.train_dataset)))]
+        rows = [dataset[i] for i in range(min(100, len(dataset)))]
         if not any(prompt_key(row, self.args.prompt_id_column) in self.success_tracker for row in rows):
             kept_of = "" if info is None else f", which are of {info.dataset_name}, split {info.dataset_train_split}"
             logger.warning(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.logging import get_logger
+from datasets import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -192,8 +193,9 @@ def _storable(value: Any) -> Any:
     if isinstance(value, np.generic):
         return {_KIND: "scalar", "dtype": value.dtype.str, "data": value.tobytes()}
     if type(value).__module__.startswith("PIL."):
+        image: Any = value
         buffer = io.BytesIO()
-        value.copy().save(buffer, format="PNG" if value.mode in _PNG_MODES else "TIFF")
+        image.copy().save(buffer, format="PNG" if image.mode in _PNG_MODES else "TIFF")
         return {_KIND: "image", "data": buffer.getvalue()}
     raise TypeError(f"a {type(value).__name__}")
 
@@ -201,11 +203,7 @@ def _storable(value: Any) -> Any:
 def _restored(value: Any) -> Any:
     if isinstance(value, dict) and _KIND in value:
         if value[_KIND] == "image":
-            from PIL import Image  # not everybody has it
-
-            image = Image.open(io.BytesIO(value["data"]))
-            image.load()
-            return image
+            return Image().decode_example({"bytes": value["data"], "path": None})
         array = np.frombuffer(value["data"], dtype=np.dtype(value["dtype"]))
         return array.reshape(value["shape"]).copy() if value[_KIND] == "array" else array[0]
     if isinstance(value, dict):
