@@ -32,8 +32,8 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
         max_generations (`int`, *optional*, defaults to `128`):
             Most generations of a prompt.
         look_generations (`int`, *optional*, defaults to `0`):
-            First look at a prompt whose success rate is not known well: it gets so many generations, and waits for the
-            rest, which the next generation batch holds. 0 for no look.
+            First look at a prompt, at each visit: it gets so many generations, and waits for the rest, which the next
+            generation batch holds. 0 for no look.
         allocation_window (`int`, *optional*, defaults to `1`):
             Prompts that share a budget at least. Where a generation batch holds fewer, prompts wait until so many are
             together. 1 shares the rollouts of each batch out within it.
@@ -86,8 +86,8 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
     look_generations: int = field(
         default=0,
         metadata={
-            "help": "First look at a prompt whose success rate is not known well: it gets so many generations, and waits "
-            "for the rest, which the next generation batch holds. 0 for no look."
+            "help": "First look at a prompt, at each visit: it gets so many generations, and waits for the rest, which the "
+            "next generation batch holds. 0 for no look."
         },
     )
     allocation_window: int = field(

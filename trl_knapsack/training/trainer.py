@@ -289,7 +289,6 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         self._decision = decide(
             self._batch_sharing(len(new)),
             self.success_tracker.evidence(keys),
-            self.success_tracker.observed(keys),
             np.array([len(prompt.rewards) for prompt in candidates]),
             len(new),
             len(inputs) * self.accelerator.num_processes,
