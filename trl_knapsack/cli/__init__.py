@@ -1,5 +1,5 @@
 """
-The command line `trl-knapsack`: a module for each command, which imports what it needs only when it runs.
+The command line `trl-knapsack`: one module per command, which imports what it needs only when it runs.
 
 A command module has `HELP`, `add_arguments(parser)` and `run(args) -> int`. Exit codes: 0 done, 1 nothing found, 2 bad usage
 or input.
@@ -26,7 +26,7 @@ COMMANDS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that says what is wrong in one line, and takes no abbreviations."""
+    """An argument parser that reports mistakes in one line, and accepts no abbreviations."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)

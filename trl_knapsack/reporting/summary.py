@@ -1,4 +1,4 @@
-"""A run prompt by prompt, from its records or from its state: what `inspect`, the plots and the report all ask."""
+"""A run, prompt by prompt, from its records or its state: the basis of `inspect`, the plots and the report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ KINDS = {
 @dataclass(frozen=True, repr=False)
 class Summary:
     """
-    What became of the `K` prompts of a run. Made by [`of_history`] and [`of_tracker`].
+    How the `K` prompts of a run turned out. Made by [`of_history`] and [`of_tracker`].
 
     Attributes:
         keys (`tuple[str, ...]` of length `K`): Prompt keys.

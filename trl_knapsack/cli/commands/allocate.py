@@ -1,8 +1,8 @@
 """
-Share rollouts out over prompts, and say why.
+Share rollouts among prompts, and explain the result.
 
-The prompts are a CSV file, or what a run knows of its prompts (its folder, or the knapsack_state.safetensors in it). The columns of
-a CSV file are success_rate, or successes and trials, or alpha and beta; id and cost if you have them.
+The prompts come from a CSV file, or from what a run knows about its prompts (its folder, or the knapsack_state.safetensors in it).
+The columns of a CSV file are success_rate, or successes and trials, or alpha and beta; and id and cost, if you have them.
 """
 
 import argparse

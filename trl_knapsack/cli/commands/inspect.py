@@ -1,8 +1,8 @@
 """
-Look into a run: its hardest prompts, those that are stuck, those that took most, and how difficulty changed.
+Look into a run: its hardest prompts, those that are stuck, those that took the most rollouts, and how difficulty changed.
 
-Reads the knapsack_records.jsonl in the folder of a run. Where there is only a state (a checkpoint, or a
-knapsack_state.safetensors), less is known, and old evidence is discounted. With --watch, the run is followed while it trains.
+Reads the knapsack_records.jsonl in the folder of a run. With only a state (a checkpoint, or a knapsack_state.safetensors), less is
+known, and old evidence is discounted. With --watch, it follows a run that is training.
 """
 
 import argparse

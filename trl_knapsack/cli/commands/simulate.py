@@ -1,9 +1,8 @@
 """
 What a budget would buy, before it is spent.
 
-Prompts whose true success rates are known and drift are shown to each rule for some epochs, and what the rollouts were
-worth at the true rates is compared with equal shares. Nothing is trained: that more value means more learning, and how
-much more, is not simulated.
+Each rule visits prompts with known, drifting success rates for some epochs, and the value of its rollouts at the true rates is
+compared with equal shares. Nothing is trained: whether more value means more learning, and how much more, is not simulated.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """
 Train with per-prompt rollout budgets: any model, dataset and reward functions, through `accelerate launch`.
 
-Every field of KnapsackGRPOConfig and of TRL's ModelConfig and ScriptArguments is a flag. Flags that are not theirs go to
+Every field of KnapsackGRPOConfig and of TRL's ModelConfig and ScriptArguments is a flag. All other flags go to
 `accelerate launch`, as in TRL's own `trl grpo`.
 """
 

@@ -15,10 +15,10 @@ MOST = 80  # and what it is cut to anywhere
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], least: Sequence[str] = ()) -> None:
     """
-    Print a table: drawn in a terminal, no wider than that; plain aligned text in a pipe, one line for each row.
+    Print a table: in a terminal, drawn and no wider than it; in a pipe, plain aligned text with one line per row.
 
-    Where a terminal is too narrow, heads go over two lines, then texts are cut, then the columns of least use are left
-    out. Numbers are never cut.
+    If the terminal is too narrow, first heads take two lines, then texts are shortened, then the least useful columns are
+    left out. Numbers are never cut.
 
     Args:
         title (`str`): Said above it.

@@ -29,12 +29,12 @@ def load_tracker(path: str | Path, prior: Sequence[float] = (1.0, 1.0), decay: f
 @dataclass(frozen=True)
 class PromptTable:
     """
-    Success rates that someone has, prompt by prompt.
+    Success rates from a file, prompt by prompt.
 
     Attributes:
         ids (`list[str]` of length `P`): Names of the prompts; line numbers if there is no such column.
         evidence ([`Evidence`]): What is known of them.
-        rates (`np.ndarray` of shape `(P,)` or `None`): Rates that are given as known, without trials behind them.
+        rates (`np.ndarray` of shape `(P,)` or `None`): Rates that are taken as exact, without trials behind them.
         costs (`np.ndarray` of shape `(P,)` or `None`): Expected tokens of a rollout.
     """
 
@@ -48,8 +48,8 @@ def read_prompts(path: str | Path, prior: Sequence[float] = (1.0, 1.0)) -> Promp
     """
     Prompts of a CSV file, a state file or the folder of a run.
 
-    A CSV file has a head with `success_rate`, with `successes` and `trials`, or with `alpha` and `beta`; `id` and `cost`
-    where they are wanted. Other columns are left alone.
+    A CSV file has a header with `success_rate`, with `successes` and `trials`, or with `alpha` and `beta`; `id` and `cost`
+    are optional. Other columns are ignored.
 
     Raises:
         `FileNotFoundError`: if there is no such file.

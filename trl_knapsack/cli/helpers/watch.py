@@ -31,7 +31,7 @@ NARROWEST = 60  # columns
 
 def watch(folder: Path, stuck_after: int) -> int:
     """
-    Show a run until it ends, or Ctrl-C. Where output is no terminal, or no run is under way, show it once and say so.
+    Show a run until it ends, or until Ctrl-C. If output is not a terminal, or no run is under way, show it once and say so.
 
     Args:
         folder (`Path`): The run's folder.
@@ -146,7 +146,7 @@ def screen(
 
 def progress(done: int, holder: RunHolder | None, history: RolloutHistory | None, width: int, running: bool) -> str:
     """
-    Steps so far, the time that is left at the speed until now, epochs, rollouts and prompts: what has room.
+    Steps so far, the time left at the current pace, epochs, rollouts and prompts: as many of these as fit.
 
     Args:
         done (`int`): Optimizer steps so far.
@@ -172,7 +172,7 @@ def progress(done: int, holder: RunHolder | None, history: RolloutHistory | None
 
 def belief_table(history: RolloutHistory, believed_rate: np.ndarray, width: int, bins: int) -> "Table":
     """
-    Prompts by believed success rate, and what the newest batches gave them.
+    Prompts by believed success rate, and the budgets that the latest batches gave them.
 
     Args:
         history ([`RolloutHistory`]): At least one batch.
