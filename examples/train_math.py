@@ -43,6 +43,7 @@ from trl.rewards import accuracy_reward
 from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer
 from trl_knapsack.errors import install_command
 from trl_knapsack.hub import parse_script_arguments
+from trl_knapsack.reporting.summary import closing_rows
 from trl_knapsack.training import KnapsackProgressCallback
 
 
@@ -180,7 +181,6 @@ def summary(trainer: KnapsackGRPOTrainer, before: float | None, after: float | N
     """The closing table."""
     logs = [entry for entry in trainer.state.log_history if "knapsack/effective_gradient_ratio" in entry]
     ratios = [entry["knapsack/effective_gradient_ratio"] for entry in logs]
-    largest = max((entry["knapsack/generations/max"] for entry in logs), default=0)
     args = trainer.args
     rows = [("allocation", args.allocation)]
     if before is not None:
@@ -190,7 +190,7 @@ def summary(trainer: KnapsackGRPOTrainer, before: float | None, after: float | N
         rows.append(
             ("effective gradient ratio", f"{sum(ratios) / len(ratios):.2f} over the run, {ratios[-1]:.2f} at its end")
         )
-        rows.append(("largest budget", f"{largest:.0f} generations of one prompt, {args.num_generations} on average"))
+        rows += closing_rows(args.allocation, logs, args.num_generations)
     rows.append(("outputs", args.output_dir))
     width = max(len(name) for name, _ in rows)
     rule = "-" * max(len(f"{name:<{width}}   {value}") for name, value in rows)

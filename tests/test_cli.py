@@ -364,6 +364,9 @@ def test_inspect_finds_the_hardest_the_stuck_and_the_dear(run, run_folder):
     assert (said["prompts"], said["rollouts"], said["tokens"], said["steps"]) == (4, 72, 2340, 3)
     assert [prompt["prompt"] for prompt in said["stuck"]] == ["stuck"]
     assert said["stuck_share_of_rollouts"] == pytest.approx(42 / 72)
+    assert (
+        said["known_share_of_rollouts"] == pytest.approx((2 + 20 + 14 + 8 + 2) / 72) and said["equal_counts"] is None
+    )
     assert [prompt["prompt"] for prompt in said["hardest"]] == ["stuck", "moves", "late", "lazy"]
     assert [prompt["prompt"] for prompt in said["most_tokens"]] == ["stuck", "moves", "lazy", "late"]
     assert [(prompt["prompt"], prompt["rollouts"]) for prompt in said["most_rollouts"]] == [
@@ -380,6 +383,7 @@ def test_inspect_finds_the_hardest_the_stuck_and_the_dear(run, run_folder):
 
     code, out, _ = run("inspect", run_folder, "--top", 1)
     assert "1 of 4 prompts are stuck; they took 58.3% of the rollouts." in out
+    assert out.splitlines()[1] == "63.9% of the rollouts were decided by what was known of their prompts."
     assert out.count("stuck  ") == 4 and "lazy" not in out  # one prompt in each of the four tables
     code, out, _ = run("inspect", run_folder, "--stuck_after", 43)
     assert "never a success: none" in out

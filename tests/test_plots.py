@@ -169,6 +169,34 @@ def test_titles_of_single_prompts_do_not_collide(tmp_path):
             assert title.get_window_extent().width <= axes.get_window_extent().width, title.get_text()
 
 
+def test_calibration_by_hand(tmp_path):
+    """Every group weighs the same, whatever its rollouts; bars are one standard error of the mean over groups."""
+    names = [f"p{i}" for i in range(8)]
+    first = dict.fromkeys(names, (3, 4)) | {"unscored": (0, 0)}
+    second = {name: (won, 8) for name, won in zip(names, (0, 1, 2, 3, 4, 5, 6, 7), strict=True)} | {"rare": (0, 4)}
+    third = dict.fromkeys(names[:5], (80, 80))
+    with np.errstate(invalid="ignore"):
+        history = write(tmp_path, [first, second, third])
+    axes = PLOTS["calibration"](history).axes[0]
+    found = {}
+    for container in axes.containers:
+        line, _, (bars,) = container.lines
+        found[container.get_label()] = [*zip(*line.get_data(), strict=True)], bars.get_segments()
+    assert found.keys() == {"never (9 groups)", "once (8 groups)"}  # those of the third batch are in five bins
+    rates = [won / 8 for won in range(8)]
+    (((x, y),), (bar,)) = found["once (8 groups)"]
+    assert (x, y) == pytest.approx((3.5 / 5, sum(rates) / 8), abs=0.005)  # a prior of 0.5 and 0.5
+    deviation = (sum((rate - y) ** 2 for rate in rates) / 7) ** 0.5
+    assert [end for _, end in bar] == pytest.approx([y - deviation / 8**0.5, y + deviation / 8**0.5])
+    (((x, y),), _) = found["never (9 groups)"]
+    assert (x, y) == pytest.approx((0.5, (8 * 0.75 + 0) / 9))
+
+
+def test_calibration_says_that_there_is_too_little(tmp_path):
+    texts = [text.get_text() for text in PLOTS["calibration"](write(tmp_path, [{"a": (1, 2)}])).axes[0].texts]
+    assert texts == ["No tenth of the believed rates has 5 scored groups yet"]
+
+
 @pytest.mark.parametrize("module", ["tracking.history", "reporting.summary", "reporting.plots", "reporting.report"])
 def test_plots_load_neither_torch_nor_matplotlib_before_they_draw(module):
     code = (

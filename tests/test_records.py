@@ -78,6 +78,7 @@ def test_metrics_by_hand():
             "knapsack/difficulty/easy": 0,
             "knapsack/difficulty/extremely_easy": 1 / 4,
             "knapsack/unseen": 2 / 5,
+            "knapsack/known_rollouts": 18 / 25,
             "knapsack/success_rate": (1 + 0 + 0.1 + 0.5) / 4,
             "knapsack/reward": (1 + 0 + 0.1 + 0.5) / 4,
             "knapsack/rank_imbalance": 1.5,

@@ -14,13 +14,14 @@ from ..errors import InvalidInputError, missing_extra
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from vllm import LLM
 
 
 Prompt = str | list[dict[str, Any]]
 
 
 def sample_completions(
-    model: "str | PreTrainedModel",
+    model: "str | PreTrainedModel | LLM",
     prompts: Sequence[Prompt],
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -40,8 +41,8 @@ def sample_completions(
     Sample completions as TRL does in training: plain prompts as they are, conversations through the chat template.
 
     Args:
-        model (`str` or `PreTrainedModel`):
-            Name on the Hub, folder of a checkpoint (also one of a PEFT adapter), or a loaded model.
+        model (`str`, `PreTrainedModel` or `vllm.LLM`):
+            Name on the Hub, folder of a checkpoint (also one of a PEFT adapter), or a loaded model; for vLLM its engine.
         prompts (`Sequence[str | list[dict]]` of length `P`):
             Plain texts or conversations.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
@@ -95,13 +96,43 @@ def sample_completions(
         "seed": seed,
         "progress": progress,
     }
+    sampler = load_sampler(model, use_vllm=use_vllm, vllm_kwargs=vllm_kwargs, seed=seed)
+    if not use_vllm:
+        return _with_transformers(sampler, tokenizer, prompt_ids, batch_size=batch_size, **options)
+    completions = _with_vllm(sampler, prompt_ids, **options)
+    if sampler is not model:
+        del sampler
+        gc.collect()  # stops the engine, so that its memory is free for the next model
+    return completions
+
+
+def load_sampler(
+    model: "str | PreTrainedModel | LLM",
+    *,
+    use_vllm: bool = False,
+    vllm_kwargs: dict[str, Any] | None = None,
+    seed: int = 42,
+) -> "PreTrainedModel | LLM":
+    """
+    What [`sample_completions`] samples from, loaded once for several calls; what is loaded already comes back as it is.
+
+    Args:
+        model, use_vllm, vllm_kwargs, seed: As for [`sample_completions`].
+
+    Raises:
+        `ValueError`: for options that exclude each other, or a model that vLLM does not take.
+        `ImportError`: if vLLM is asked for and missing.
+    """
     if use_vllm:
-        return _with_vllm(model, prompt_ids, vllm_kwargs=vllm_kwargs or {}, **options)
+        return _load_engine(model, vllm_kwargs or {}, seed)
     if vllm_kwargs:
         raise InvalidInputError(
             f"vllm_kwargs ({vllm_kwargs}) have no effect without use_vllm; set it, or leave them out."
         )
-    return _with_transformers(model, tokenizer, prompt_ids, batch_size=batch_size, **options)
+    if not isinstance(model, str | Path):
+        return model
+    accelerator = torch.accelerator.current_accelerator()
+    return AutoModelForCausalLM.from_pretrained(model, dtype="auto").to(accelerator or "cpu")
 
 
 def load_tokenizer(model: "str | PreTrainedModel") -> PreTrainedTokenizerBase:
@@ -138,7 +169,7 @@ def _end_tokens(tokenizer: PreTrainedTokenizerBase, config: GenerationConfig) ->
 
 @torch.no_grad()
 def _with_transformers(
-    model: Any,  # a name, a folder, or a model, whose class transformers' types do not know to generate
+    model: Any,  # whose class transformers' types do not know to generate
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: list[list[int]],
     *,
@@ -151,10 +182,6 @@ def _with_transformers(
     batch_size: int,
     progress: bool,
 ) -> list[list[list[int]]]:
-    if isinstance(model, str | Path):
-        device: Any = torch.accelerator.current_accelerator() or "cpu"
-        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
-        model = loaded.to(device)
     ends = _end_tokens(tokenizer, model.generation_config)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0] if ends else 0
     sampling = {"do_sample": False}
@@ -202,19 +229,9 @@ def _until(ids: list[int], ends: list[int]) -> list[int]:
     return ids[: next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))]
 
 
-def _with_vllm(
-    model: "str | PreTrainedModel",
-    prompt_ids: list[list[int]],
-    *,
-    num_generations: int,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    max_completion_length: int,
-    seed: int,
-    progress: bool,
-    vllm_kwargs: dict[str, Any],
-) -> list[list[list[int]]]:
+def _load_engine(model: "str | PreTrainedModel | LLM", vllm_kwargs: dict[str, Any], seed: int) -> "LLM":
+    if hasattr(model, "llm_engine"):
+        return model
     if not isinstance(model, str | Path):
         raise InvalidInputError(
             "vLLM loads models itself; give the name or the folder of the model instead of the model."
@@ -225,9 +242,25 @@ def _with_vllm(
             "that, or leave use_vllm out."
         )
     try:
-        from vllm import LLM, SamplingParams
+        from vllm import LLM
     except ImportError as error:
         raise missing_extra("use_vllm needs vLLM", "vllm") from error
+    return LLM(model=str(model), seed=seed, **vllm_kwargs)
+
+
+def _with_vllm(
+    llm: "LLM",
+    prompt_ids: list[list[int]],
+    *,
+    num_generations: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    max_completion_length: int,
+    seed: int,
+    progress: bool,
+) -> list[list[list[int]]]:
+    from vllm import SamplingParams
 
     sampling = SamplingParams(
         n=num_generations,
@@ -238,11 +271,7 @@ def _with_vllm(
         seed=seed,  # each of the n completions of a request gets a seed of its own
         detokenize=False,
     )
-    llm = LLM(model=str(model), seed=seed, **vllm_kwargs)
     outputs = llm.generate(
         [{"prompt_token_ids": ids} for ids in prompt_ids], sampling_params=sampling, use_tqdm=progress
     )
-    completions = [[list(completion.token_ids) for completion in output.outputs] for output in outputs]
-    del llm
-    gc.collect()  # stops the engine, so that its memory is free for the next model
-    return completions
+    return [[list(completion.token_ids) for completion in output.outputs] for output in outputs]

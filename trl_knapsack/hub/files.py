@@ -15,13 +15,14 @@ from huggingface_hub.errors import (
 )
 
 from ..errors import HubError, MissingFileError
+from ..tracking.rate_files import ENDINGS
 from ..tracking.state_file import close_path, did_you_mean
 from ..tracking.text import printable
 
 
 # "owner/name", or "owner/name@revision"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_FILE_ENDINGS = (".yaml", ".yml", ".json", ".npz", ".safetensors")
+_FILE_ENDINGS = (".yaml", ".yml", ".json", ".npz", ".safetensors", *ENDINGS)
 
 
 def is_repository(name: str) -> bool:

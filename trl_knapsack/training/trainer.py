@@ -44,7 +44,13 @@ from .checkpoints import (
     what_is_torn,
     window_path,
 )
-from .checks import check_server_seed, check_success_rule, check_train_dataset, likely_success_func
+from .checks import (
+    check_server_seed,
+    check_success_rule,
+    check_train_dataset,
+    likely_success_func,
+    why_nothing_moves,
+)
 from .config import KnapsackGRPOConfig
 from .decision import Decision, decide
 from .folder_lock import RunFolderLock
@@ -113,8 +119,14 @@ class KnapsackGRPOTrainer(GRPOTrainer):
     trainer = KnapsackGRPOTrainer(
         model="Qwen/Qwen2.5-0.5B-Instruct",
         reward_funcs=accuracy_reward,
-        args=KnapsackGRPOConfig(output_dir="outputs"),
-        train_dataset=load_dataset("trl-lib/DeepMath-103K", split="train"),
+        args=KnapsackGRPOConfig(
+            output_dir="outputs",
+            num_generations=8,
+            per_device_train_batch_size=16,
+            gradient_accumulation_steps=8,  # 128 rollouts: 16 prompts share them
+            num_train_epochs=3,  # the first is uniform, unless success rates are known
+        ),
+        train_dataset=load_dataset("trl-lib/DeepMath-103K", split="train[:2000]"),
     )
     trainer.train()
     ```
@@ -234,6 +246,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
                     self._warn_of_foreign_state(info)
             # Without a dataset the environment owns the prompts, and all rows look alike: nothing to allocate.
             self._prompts_are_known = train_dataset is not None
+            self._warn_if_nothing_moves(has_other_rule=allocation_rule is not None)
 
     # ------------------------------------------------------------------------------------------ what TRL calls
 
@@ -623,6 +636,17 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             f"The weighted sum of {', '.join(names)} decides success: at least {self.args.success_threshold} "
             f"(success_threshold), which the right format alone may reach. {remedy}"
         )
+
+    def _warn_if_nothing_moves(self, has_other_rule: bool) -> None:
+        if not self._prompts_are_known:
+            return
+        args, dataset = self.args, self.train_dataset
+        size = len(dataset) if hasattr(dataset, "__len__") else None
+        prompts = args.generation_batch_size // args.num_generations
+        known = has_other_rule or len(self.success_tracker) > 0  # a rule of the user's own may know prompts otherwise
+        why = why_nothing_moves(args, prompts, size, args.max_steps, known, args.look_generations > 0)
+        if why is not None:
+            logger.warning(why)
 
     def _warn_of_foreign_state(self, info: SuccessStateInfo | None) -> None:
         """Success rates that were kept under other keys help nobody, and nothing else would show it."""

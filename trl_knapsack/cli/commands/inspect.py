@@ -98,7 +98,7 @@ def _texts(args: argparse.Namespace, summary: "Summary") -> dict[str, str]:
 def _print(summary: "Summary", args: argparse.Namespace, texts: dict[str, str]) -> None:
     from ...reporting.summary import CLASSES
 
-    print(summary.headline() + "\n")
+    print(*filter(None, (summary.headline(), summary.allocation_sentence())), "", sep="\n")
     number = (lambda x: round(float(x), 1)) if summary.discounted else int
     columns = ("successes", "scored", "rollouts", "tokens", "visits")
     for kind in ("hardest", "stuck", "most_rollouts", "most_tokens"):

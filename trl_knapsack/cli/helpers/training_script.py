@@ -17,6 +17,7 @@ from trl import (
 )
 
 from ...errors import InvalidInputError, KnapsackError
+from ...reporting.summary import closing_rows
 from ...training.config import KnapsackGRPOConfig
 from ...training.trainer import KnapsackGRPOTrainer
 from .data import check_prompt_column, load_splits, split_of
@@ -146,8 +147,7 @@ def summary(trainer: KnapsackGRPOTrainer) -> str:
             ("effective gradient ratio", "knapsack/effective_gradient_ratio"),
         ):
             rows.append((title, f"{first[name]:.3f} at step {first['step']}, {last[name]:.3f} at step {last['step']}"))
-        largest = max(entry["knapsack/generations/max"] for entry in logs)
-        rows.append(("largest budget", f"{largest:.0f} generations of one prompt, {args.num_generations} on average"))
+        rows += closing_rows(args.allocation, logs, args.num_generations)
     evaluations = [entry for entry in history if "eval_reward" in entry]
     if evaluations:
         rows.append(

@@ -63,7 +63,10 @@ def watch(folder: Path, stuck_after: int) -> int:
         print(f"trl-knapsack inspect: {why} shown once.", file=sys.stderr)
         history = HistoryReader(folder).read()
         console = Console(file=None if sys.stdout.isatty() else io.StringIO(), width=_width())
-        console.print(screen(folder, history, holder if under_way else None, stuck_after, _width(), rows=100))
+        rows = (
+            console.height - 3 if sys.stdout.isatty() else 100
+        )  # the sentence above, and the prompt of the shell below
+        console.print(screen(folder, history, holder if under_way else None, stuck_after, _width(), rows))
         if not sys.stdout.isatty():
             print(*(line.rstrip() for line in console.file.getvalue().splitlines()), sep="\n")
         return 0
