@@ -193,10 +193,10 @@ def belief_table(history: RolloutHistory, believed_rate: np.ndarray, width: int,
         return np.minimum((rates * bins).astype(int), bins - 1)
 
     prompts = np.bincount(place_of(believed_rate), minlength=bins)
-    new = history.batch >= len(history) - NEWEST
+    new = (history.batch >= len(history) - NEWEST) & history.decided  # a look's budget is yet to come
     place = place_of(history.believed_rate[new])
     groups = np.bincount(place, minlength=bins)
-    budgets = np.bincount(place, weights=history.counts[new], minlength=bins) / np.maximum(groups, 1)  # (bins,)
+    budgets = np.bincount(place, weights=history.generations[new], minlength=bins) / np.maximum(groups, 1)  # (bins,)
     for i in range(bins):
         known = f"{prompts[i]:,}", bar(prompts[i], prompts.max(), longest)
         given = (f"{budgets[i]:.1f}", bar(budgets[i], budgets.max(), longest)) if groups[i] else ("-", "")
@@ -215,7 +215,9 @@ def batch_table(history: RolloutHistory, number: int) -> "Table":
     scored_batches = history.per_batch(scored) > 0
     tokens = history.per_batch(history.tokens)
     for t in range(max(0, len(history) - number), len(history)):
-        counts = history.counts[history.batch == t]
+        here = history.batch == t
+        decided = here & history.decided
+        counts = history.generations[decided if decided.any() else here]
         table.add_row(
             f"{history.step[t]:,}",
             f"{rates[t]:.3f}" if scored_batches[t] else "-",
