@@ -3,7 +3,9 @@
 import io
 import json
 import math
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +13,14 @@ from typing import Any
 GAP = 2  # between columns
 LEAST = 16  # what a text is cut to before columns are left out
 MOST = 80  # and what it is cut to anywhere
+
+
+def print_text(text: str) -> None:
+    """Print sentences: in a terminal, lines break between words; in a pipe, they stay as they are."""
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        text = "\n".join(textwrap.fill(line, width, break_on_hyphens=False) for line in text.split("\n"))
+    print(text)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], least: Sequence[str] = ()) -> None:
