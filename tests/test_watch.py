@@ -149,7 +149,7 @@ def test_a_look_is_no_budget_and_the_rest_has_it(folder, capsys, monkeypatch):
 
 def test_what_makes_a_prompt_stuck_is_an_option(folder, capsys, monkeypatch):
     lines, _ = watched(folder, 80, capsys, monkeypatch, "--stuck_after", "65")
-    assert "0 of 3 prompts are stuck" in "\n".join(lines)
+    assert "None of the 3 prompts is stuck." in "\n".join(lines)
 
 
 def test_a_run_that_is_not_under_way_is_shown_once(folder, capsys, monkeypatch):

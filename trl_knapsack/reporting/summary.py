@@ -126,6 +126,8 @@ class Summary:
 
     def stuck_sentence(self) -> str:
         """How many prompts are stuck, and what they cost."""
+        if not self.stuck.any():
+            return f"None of the {len(self.keys):,} prompts is stuck."
         return (
             f"{self.stuck.sum():,} of {len(self.keys):,} prompts are stuck; they took {self.stuck_share():.1%} of the "
             "rollouts."
