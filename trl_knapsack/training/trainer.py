@@ -223,7 +223,9 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             name = args.allocation
             if allocation_rule is not None:  # a function has a name of its own
                 name = getattr(rule, "__name__", type(rule).__name__)
-            self._step_boundary = StepBoundary(lambda: self._step)
+            self._step_boundary = StepBoundary(
+                lambda: self._step, is_needed=getattr(args, "enable_jit_checkpoint", False)
+            )
             self._folder_lock = RunFolderLock(self._run_folder)  # before the next, which begins to write there
             self.success_rate_callback = SuccessRateCallback(self.success_tracker, self._run_folder, name)
             self.add_callback(self._step_boundary)
@@ -363,8 +365,12 @@ class KnapsackGRPOTrainer(GRPOTrainer):
     def _save_rng_state(self, output_dir):
         # The last that every rank writes. `trainer_state.json`, which says that a checkpoint is whole, and deleting an
         # older one come after: without the wait, rank 1 could be killed in between, and nothing would show it.
-        with all_ranks_or_none():
+        with all_ranks_or_none(), self._step_boundary.random_state_of_step():
             super()._save_rng_state(output_dir)
+
+    def _load_rng_state(self, checkpoint):
+        super()._load_rng_state(checkpoint)
+        self._step_boundary.keep_random_state()
 
     def _save_window(self, folder: str) -> None:
         per_window = self.args.steps_per_generation * self.num_iterations
