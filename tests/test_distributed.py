@@ -290,7 +290,7 @@ def test_a_rank_that_would_diverge_stops_all(runs, model, tmp_path):
         assert seen[name][0]["error"].endswith(rule)
     for name in ("no_state", "no_rates"):
         first, second = seen[name]
-        assert "so there are no success rates to go on with" in second["error"]
+        assert "so there are no success rates to continue with" in second["error"]
         assert first["error"] == f"RuntimeError: Rank 1 can't go on, so no rank does. {second['error']}"
 
     # Without rank 1's window both generate it again, and end with the same.

@@ -399,7 +399,7 @@ def test_results_of_other_tools(tmp_path):
     ("line", "message"),
     [
         ('{"id": 1}', "line 2: not a result .KeyError: 'n'.; every line needs an id"),
-        ('{"id": 1, "n": 2, "c": 3}', r"c \(3\) must be within 0 and n \(2\)"),
+        ('{"id": 1, "n": 2, "c": 3}', r"c \(3\) must be between 0 and n \(2\)"),
         ('{"id": 1, "rewards": [1.0], "answers": ["1", "2"]}', "2 answers for 1 rewards"),
         ("[1]", "line 2: not a result"),
         ("{", "line 2: not a result"),

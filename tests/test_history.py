@@ -38,6 +38,8 @@ def test_a_batch_by_hand(tmp_path):
         "beta": [0.5, 8.5, 2.5, 0.5, 0.5],
         "last_rate": [1.0, 0.0, 0.5, None, None],
         "visits": [1, 1, 3, 0, 0],
+        "looks": [0, 0, 0, 0, 0],
+        "before": [0, 0, 0, 0, 0],
     }
     history = RolloutHistory.load(tmp_path / "new")
     assert len(history) == 2
@@ -220,7 +222,7 @@ def test_rewards_without_end_are_still_json(tmp_path):
 def test_a_misspelt_folder_gets_a_suggestion(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs").mkdir()
-    with pytest.raises(FileNotFoundError, match="output does not exist; did you mean 'outputs'"):
+    with pytest.raises(FileNotFoundError, match="output does not exist; did you mean 'outputs'\\?$"):
         RolloutHistory.load("output")
 
 

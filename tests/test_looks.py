@@ -14,7 +14,7 @@ from datasets import Dataset
 from PIL import Image
 from runs import options, train
 
-from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer
+from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer, RolloutHistory
 from trl_knapsack.training.waiting import WAITING_FILE, WaitingPrompt, WaitingPrompts
 
 
@@ -39,7 +39,7 @@ def test_looks_and_rests_equal_plain_python(model, tmp_path, window, scale_rewar
     )
     trainer = train(KnapsackGRPOTrainer, model, args, rewards=[tiny.digit_reward, tiny.graded_reward])
 
-    visits, beliefs, by_key = oracle.Visits(), oracle.Beliefs(), {}
+    visits, by_key = oracle.Visits(), {}
     rests_of_one_kind = 0
     for step, record in enumerate(trainer.records, 1):
         table = pd.read_parquet(Path(args.output_dir) / "completions" / f"completions_{step:05d}.parquet")
@@ -64,7 +64,13 @@ def test_looks_and_rests_equal_plain_python(model, tmp_path, window, scale_rewar
         if record.before.any():
             assert logs["knapsack/look_age"] == pytest.approx(record.look_age[record.before > 0].mean())
             assert window > 1 or logs["knapsack/look_age"] == 1
-    assert beliefs is not None and rests_of_one_kind > 0
+    assert rests_of_one_kind > 0
+    history = RolloutHistory.load(tmp_path)
+    assert history.looks.tolist() == [look for record in trainer.records for look in record.looks]
+    assert history.generations.tolist() == [
+        n for record in trainer.records for n in record.before + record.allocation.counts
+    ]
+    assert history.decided.tolist() == [not look for look in history.looks]
     assert len({n for record in trainer.records for n in record.before + record.allocation.counts}) > 3
 
 

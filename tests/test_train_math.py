@@ -78,7 +78,7 @@ def test_one_command_from_anywhere(tmp_path):
 def test_the_baseline_is_one_flag(run, tmp_path):
     out = run(*SHORT, "--allocation", "uniform", "--output_dir", str(tmp_path / "out"))
     assert "allocation                 uniform" in out
-    assert "8 generations of one prompt, 8 in the mean" in out
+    assert "8 generations of one prompt, 8 on average" in out
 
 
 @pytest.mark.slow

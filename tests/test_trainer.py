@@ -722,4 +722,9 @@ def test_the_arguments_are_trls_and_two_more():
         for node in ast.walk(source)
         if isinstance(node, ast.FunctionDef) and node.name == "__init__" and len(node.args.args) > 5
     )
-    assert written == [*theirs, "allocation_rule", "success_func"]
+    newer = {"quantization_config"}  # than the oldest TRL; what is written is that of the newest
+    assert [name for name in written if name not in newer - set(theirs)] == [
+        *theirs,
+        "allocation_rule",
+        "success_func",
+    ]

@@ -7,7 +7,7 @@ their looks showed. No batch is added for it, and nothing waits for a second rou
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -113,7 +113,7 @@ class BatchSharing:
 
     def _decide(self, evidence: Evidence, before: np.ndarray, num_new: int, free: int, room: int) -> Allocation:
         """Totals for those decided upon, `(D,)`, their looks included."""
-        low = np.maximum(before, self.min_generations)
+        low: Any = np.maximum(before, self.min_generations)
         rows = free
         if self.batches > 1:
             # Each batch brings as many prompts as leave, on average. The factor keeps their number near `batches` times

@@ -178,7 +178,7 @@ class EvaluationResults(Sequence[ProblemResult]):
         empty = [problem.id for problem in self.problems if not problem.n]
         if empty:
             raise InvalidInputError(
-                f"{len(empty)} problems have no completion with a reward, the first is {empty[0]!r}; take them out with "
+                f"{len(empty)} problems have no completion with a reward, the first is {empty[0]!r}; remove them with "
                 "`results.scored()`."
             )
         n, c = np.array([(problem.n, problem.c) for problem in self.problems]).T  # (P,), (P,)
@@ -230,7 +230,7 @@ def problem_of_line(line: dict, threshold: float | None = None) -> ProblemResult
         threshold = 0.5
         n, c = line["n"], line["c"]
         if not 0 <= c <= n:
-            raise ValueError(f"c ({c}) must be within 0 and n ({n})")
+            raise ValueError(f"c ({c}) must be between 0 and n ({n})")
         rewards = (1.0,) * c + (0.0,) * (n - c)
     columns = {name: tuple(line[name]) for name in ("answers", "completions") if line.get(name) is not None}
     for name, values in columns.items():

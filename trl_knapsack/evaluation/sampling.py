@@ -82,7 +82,7 @@ def sample_completions(
         raise InvalidInputError(f"temperature ({temperature}) must be at least 0.")
     if temperature == 0 and num_generations > 1:
         raise InvalidInputError(
-            f"With temperature 0 all {num_generations} completions of a prompt are the same one; set num_generations to 1, "
+            f"With temperature 0 all {num_generations} completions of a prompt are identical; set num_generations to 1, "
             "or raise the temperature."
         )
     tokenizer = tokenizer or load_tokenizer(model)

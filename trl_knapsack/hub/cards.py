@@ -158,7 +158,7 @@ def _of_run(trainer: Any) -> dict[str, str]:
     else:
         success = f"{args.success_reward_func or 'the weighted reward'} is at least {args.success_threshold}"
     budget = (
-        f"{args.num_generations} in the mean, between {args.min_generations} and {args.max_generations}; "
+        f"{args.num_generations} on average, between {args.min_generations} and {args.max_generations}; "
         f"{args.generation_batch_size // args.num_generations} prompts share {args.generation_batch_size}"
     )
     rows = {"Allocation": f"`{trainer.success_rate_callback.allocation}`", "Generations of a prompt": budget}

@@ -266,8 +266,8 @@ def local_config_file(name: str, **download: Any) -> tuple[str, bool]:
         return path, False
     if not is_repository(name):
         raise MissingFileError(
-            f"{name} is no file and no folder, and no name of a repository on the Hub, as in owner/name; "
-            f"{did_you_mean(name) or 'correct it'}."
+            f"{name} is neither a file nor a folder, nor the name of a repository on the Hub such as owner/name; "
+            + did_you_mean(name, "correct it")
         )
     return download_file(name, CONFIG_FILE, **download), True
 

@@ -81,7 +81,7 @@ def write_success_state(
     said = {name: value for part in script_args for name, value in vars(part).items()}
     if not said.get("dataset_name"):
         raise InvalidInputError(
-            f"Nothing says of which dataset the success rates in {file} are, and without it they help nobody; pass "
+            f"Nothing says which dataset the success rates in {file} are, and without it they help nobody; pass "
             "script_args=[ScriptArguments(dataset_name=...), ModelConfig(model_name_or_path=...)]."
         )
     model = said.get("model_name_or_path")

@@ -88,8 +88,9 @@ def _figure() -> tuple[Figure, Axes]:
 def plot_counts(history: RolloutHistory) -> Figure:
     """Rollouts of each prompt against the success rate that was believed before, coloured by step."""
     figure, axes = _figure()
-    mean = history.counts.sum() / len(history.counts)
-    known = np.flatnonzero(history.visits > 0)
+    counts = history.generations
+    mean = counts[history.decided].mean()
+    known = np.flatnonzero((history.visits > 0) & history.decided)
     axes.axhline(mean, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.annotate(
         f"mean {mean:.3g}", (1.0, mean), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right"
@@ -99,7 +100,7 @@ def plot_counts(history: RolloutHistory) -> Figure:
         jitter = np.random.default_rng(0).uniform(-0.3, 0.3, shown.size)  # whole numbers lie over each other
         points = axes.scatter(
             history.believed_rate[shown],
-            history.counts[shown] + jitter,
+            counts[shown] + jitter,
             c=history.step[history.batch[shown]],
             s=9,
             alpha=0.6,
@@ -113,7 +114,7 @@ def plot_counts(history: RolloutHistory) -> Figure:
         edges = np.linspace(0, 1, 21)
         slot = np.clip(np.digitize(history.believed_rate[known], edges) - 1, 0, 19)
         filled = [i for i in range(20) if (slot == i).sum() >= 5]
-        medians = [np.median(history.counts[known[slot == i]]) for i in filled]
+        medians = [np.median(counts[known[slot == i]]) for i in filled]
         axes.plot((edges[filled] + 0.025), medians, color=INK, linewidth=1.6, label="median")
         _legend_above(axes)
     else:
@@ -134,7 +135,7 @@ def plot_budgets(history: RolloutHistory) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = _figure()
-    counts, unseen = history.counts, history.visits == 0
+    counts, unseen = history.generations[history.decided], (history.visits == 0)[history.decided]
     width = max(1, -(-int(counts.max()) // 64))
     bins = np.arange(counts.min() - 0.5, counts.max() + width + 0.5, width)
     axes.hist(
@@ -249,7 +250,7 @@ def plot_prompts(history: RolloutHistory, keys: Sequence[str] | None = None) -> 
         unknown = [key for key in keys if key not in index]
         if unknown:
             raise InvalidInputError(
-                f"No prompt of this run has the key {unknown[0]!r}; its keys begin {history.keys[:3]}."
+                f"No prompt of this run has the key {unknown[0]!r}; its keys begin with {history.keys[:3]}."
             )
         chosen = [("", index[key]) for key in keys]
     rows = max(1, -(-len(chosen) // 3))

@@ -199,15 +199,16 @@ def of_history(history: RolloutHistory, stuck_after: int = STUCK_AFTER) -> Summa
 
 def known_share(history: RolloutHistory) -> float:
     """Share of a run's rollouts that knowledge decided: at prompts scored before, by a rule that asks for it."""
-    decided = (history.visits > 0) & (history.allocation != "uniform")[history.batch]
+    decided = (history.visits > 0) & ~history.looks & (history.allocation != "uniform")[history.batch]
     return float(history.counts[decided].sum() / max(history.counts.sum(), 1))
 
 
 def equal_counts(history: RolloutHistory) -> str | None:
     """How many generations every group had, if all had as many."""
-    if not len(history) or history.counts.min() != history.counts.max():
+    counts = history.generations[history.decided]
+    if not len(history) or counts.min() != counts.max():
         return None
-    return f"All counts were equal: {history.counts[0]:,} generations of each prompt"
+    return f"All counts were equal: {counts[0]:,} generations of each prompt"
 
 
 def closing_rows(
@@ -223,7 +224,7 @@ def closing_rows(
     """
     least = min(entry["knapsack/generations/min"] for entry in logs)
     largest = max(entry["knapsack/generations/max"] for entry in logs)
-    rows = [("largest budget", f"{largest:.0f} generations of one prompt, {num_generations} in the mean")]
+    rows = [("largest budget", f"{largest:.0f} generations of one prompt, {num_generations} on average")]
     if allocation != "uniform":
         known = float(np.mean([entry["knapsack/known_rollouts"] for entry in logs]))
         said = f"{known:.0%} of the rollouts"

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from .._notebook import html_table
 from ..errors import InvalidInputError, MissingFileError
 from .records import RolloutRecord
 from .state_file import MAX_COUNT, did_you_mean
-from .text import html_table, printable
+from .text import printable
 
 
 HISTORY_FILE = "knapsack_records.jsonl"
@@ -38,6 +39,8 @@ _PER_PROMPT = {
     "beta": (np.float64, 0, math.inf),
     "last_rate": (np.float64, 0, 1),
     "visits": (np.int64, 0, MAX_COUNT),
+    "looks": (np.bool_, 0, 1),
+    "before": (np.int64, 0, MAX_COUNT),
 }
 
 
@@ -64,6 +67,8 @@ class RolloutHistory:
         alpha, beta (`(N,)`): Beta posterior of the success rate *before* the rollouts, prior included.
         last_rate (`(N,)`): Success rate at the visit before, NaN if never scored.
         visits (`(N,)`, int64): Scored visits before; 0 means unseen.
+        looks (`(N,)`, bool): Whether the rollouts are a first look (`look_generations`), whose rest comes later.
+        before (`(N,)`, int64): Rollouts that the prompt got earlier in the same visit.
 
     Example:
 
@@ -94,6 +99,8 @@ class RolloutHistory:
     beta: np.ndarray
     last_rate: np.ndarray
     visits: np.ndarray
+    looks: np.ndarray
+    before: np.ndarray
 
     def __len__(self) -> int:
         return len(self.step)
@@ -104,7 +111,7 @@ class RolloutHistory:
 
     def _repr_html_(self) -> str:
         """For notebooks."""
-        return html_table("Rollout history", self._in_short())
+        return html_table((), self._in_short().items(), caption="Rollout history")
 
     def _in_short(self) -> dict[str, str]:
         short = {"batches": f"{len(self):,}", "prompts": f"{len(self.keys):,}", "rollouts": f"{self.counts.sum():,}"}
@@ -117,6 +124,16 @@ class RolloutHistory:
             "tokens": f"{self.tokens.sum():,}",
             "effective gradient ratio": f"{ratio[0]:.2f} at first, {ratio[-1]:.2f} at last",
         }
+
+    @property
+    def decided(self) -> np.ndarray:
+        """Whether somebody decided upon the group's rollouts, `(N,)`: no look, or a run that consists of looks."""
+        return ~self.looks if not self.looks.all() else self.looks
+
+    @property
+    def generations(self) -> np.ndarray:
+        """Rollouts of the prompt so far in this visit, `(N,)`: its look and what followed."""
+        return self.before + self.counts
 
     @property
     def believed_rate(self) -> np.ndarray:
@@ -192,7 +209,7 @@ class HistoryReader:
         self.file = path / HISTORY_FILE if path.is_dir() else path
         if not self.file.is_file():
             remedy = f"name the output_dir of a run of KnapsackGRPOTrainer, or the {HISTORY_FILE} in it"
-            raise MissingFileError(f"{printable(str(self.file))} does not exist; {did_you_mean(path) or remedy}.")
+            raise MissingFileError(f"{printable(str(self.file))} does not exist; {did_you_mean(path, remedy)}")
         self._forget()
 
     def _forget(self) -> None:
@@ -276,6 +293,8 @@ class HistoryWriter:
             "beta": evidence.beta,
             "last_rate": evidence.last_rate,
             "visits": evidence.visits,
+            "looks": record.looks,
+            "before": record.before,
         }
         line = {
             "step": step,
@@ -327,6 +346,7 @@ def _arrays_of(line: dict[str, Any], index: dict[str, int]) -> dict[str, Any]:
     keys = line["keys"]
     if not isinstance(keys, list) or not keys or not set(map(type, keys)) <= {str}:
         raise InvalidInputError("keys must be a list of text")
+    line = {"looks": [0] * len(keys), "before": [0] * len(keys)} | line  # a run without looks may leave them out
     for name, rule in _PER_PROMPT.items():
         arrays[name] = _checked(name, line[name], *rule)
         if len(arrays[name]) != len(keys):

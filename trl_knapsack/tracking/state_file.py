@@ -58,12 +58,19 @@ def find_state(path: str | os.PathLike) -> Path:
         "name a folder that KnapsackGRPOTrainer wrote, the file in it, or a .csv or .jsonl file with success rates"
     )
     raise MissingFileError(
-        f"{printable(str(path))} {wrong}, so there are no success rates to go on with; {did_you_mean(path) or remedy}."
+        f"{printable(str(path))} {wrong}, so there are no success rates to continue with; "
+        + did_you_mean(path, remedy)
     )
 
 
-def did_you_mean(path: str | os.PathLike) -> str:
-    """`"did you mean 'outputs/run'?"` of a misspelt path, without the question mark's sentence end; else nothing."""
+def did_you_mean(path: str | os.PathLike, otherwise: str) -> str:
+    """`"did you mean 'outputs/run'?"` if a path is misspelt; else `otherwise` and a full stop."""
+    close = close_path(path)
+    return f"did you mean {close!r}?" if close else f"{otherwise}."
+
+
+def close_path(path: str | os.PathLike) -> str:
+    """The path that is there and resembles one that is not; nothing if there is none, or `path` is there."""
     found = Path(path).anchor or "."
     if os.path.exists(path):
         return ""
@@ -75,7 +82,7 @@ def did_you_mean(path: str | os.PathLike) -> str:
                 return ""
             there = os.path.join(found, close[0])
         found = there
-    return f"did you mean {os.path.normpath(found)!r}"
+    return os.path.normpath(found)
 
 
 # -------------------------------------------------------------------------------------------------------- the file
@@ -242,7 +249,7 @@ def _read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         if tensors[name].dtype != dtype or tensors[name].ndim != 1:
             raise InvalidInputError(f"{name} is of {tensors[name].dtype}{tensors[name].shape}")
     if about.get("digest") != _digest(tensors):
-        raise InvalidInputError("its content is not what its digest says, so it was damaged or cut")
+        raise InvalidInputError("its content does not match its digest, so it was damaged or truncated")
     return tensors
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .._notebook import html_table
 from ..allocation.difficulty import DIFFICULTIES, difficulty
 from ..allocation.evidence import Evidence
 from ..errors import InvalidInputError
 from .state_file import FIELDS, MAX_COUNT, checked_state, read_state, write_state
-from .text import html_table, printable
+from .text import printable
 
 
 class SuccessRateTracker:
@@ -71,7 +72,8 @@ class SuccessRateTracker:
         scored = ~np.isnan(last_rate)
         classes = np.bincount(difficulty(last_rate[scored]), minlength=len(DIFFICULTIES))
         rows = {name.replace("_", " "): f"{n:,}" for name, n in zip(DIFFICULTIES, classes, strict=True)}
-        return html_table(repr(self), rows | {"never scored": f"{(~scored).sum():,}"})
+        rows["never scored"] = f"{(~scored).sum():,}"
+        return html_table((), rows.items(), caption=repr(self))
 
     def _mean(self) -> str:
         if not len(self):
@@ -112,8 +114,8 @@ class SuccessRateTracker:
         rollouts = trials if rollouts is None else np.asarray(rollouts, dtype=np.float64)
         lengths_known = tokens is not None
         tokens = np.asarray(tokens, dtype=np.float64) if lengths_known else np.zeros(len(keys))
-        earlier = (np.zeros(len(keys)),) * 2 if earlier is None else earlier
-        won_before, tried_before = (np.asarray(x, dtype=np.float64) for x in earlier)
+        nothing = np.zeros(len(keys))
+        won_before, tried_before = (np.asarray(x, dtype=np.float64) for x in earlier or (nothing, nothing))
         for name, array in (
             ("successes", successes),
             ("trials", trials),

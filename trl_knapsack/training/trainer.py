@@ -653,7 +653,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         differences = [] if info is None else info.differences(self.args)
         if differences:
             logger.warning(
-                f"The success rates in {self.args.success_state_path} were kept otherwise: {'; '.join(differences)}."
+                f"The success rates in {self.args.success_state_path} were kept differently: {'; '.join(differences)}."
             )
         dataset: Any = self.train_dataset
         if not hasattr(dataset, "__len__"):

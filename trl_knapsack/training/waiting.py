@@ -193,8 +193,9 @@ def _storable(value: Any) -> Any:
     if isinstance(value, np.generic):
         return {_KIND: "scalar", "dtype": value.dtype.str, "data": value.tobytes()}
     if type(value).__module__.startswith("PIL."):
+        image: Any = value
         buffer = io.BytesIO()
-        value.copy().save(buffer, format="PNG" if value.mode in _PNG_MODES else "TIFF")
+        image.copy().save(buffer, format="PNG" if image.mode in _PNG_MODES else "TIFF")
         return {_KIND: "image", "data": buffer.getvalue()}
     raise TypeError(f"a {type(value).__name__}")
 

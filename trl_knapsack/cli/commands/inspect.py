@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset_name", help="dataset of the run, on the Hub or on disk, to show the prompts' text")
     parser.add_argument("--dataset_config", help="its configuration")
     parser.add_argument("--dataset_train_split", default="train", help="its split (default: train)")
-    parser.add_argument("--prompt_id_column", help="as in the run: without it, prompts are known by their content")
+    parser.add_argument(
+        "--prompt_id_column", help="as in the run: without it, prompts are identified by their content"
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument(
         "--watch",

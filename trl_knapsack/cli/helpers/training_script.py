@@ -34,18 +34,18 @@ class RewardArguments(ScriptArguments):
             Reward functions: names of `trl.rewards`, as `accuracy_reward`, or dotted paths of your own, as
             `my_module.my_reward`.
         reward_model_name_or_path (`str`, *optional*):
-            Reward model on the Hub or on disk, before the functions.
+            Reward model on the Hub or on disk, placed before the functions.
     """
 
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Reward functions: names of trl.rewards, as accuracy_reward, or dotted paths of your own, as "
-            "my_module.my_reward."
+            "help": "Reward functions: names from trl.rewards such as accuracy_reward, or dotted paths to your own "
+            "such as my_module.my_reward."
         },
     )
     reward_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Reward model on the Hub or on disk, before the functions."}
+        default=None, metadata={"help": "Reward model on the Hub or on disk, placed before the functions."}
     )
 
     def __post_init__(self):

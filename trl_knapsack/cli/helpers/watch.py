@@ -50,8 +50,8 @@ def watch(folder: Path, stuck_after: int) -> int:
     if folder.is_file():
         raise InvalidInputError(f"{folder} is a file; --watch follows a run, so name its folder.")
     if not folder.is_dir():
-        remedy = did_you_mean(folder) or "name the output_dir of a run that has begun to train"
-        raise MissingFileError(f"{folder} does not exist; {remedy}.")
+        remedy = did_you_mean(folder, "name the output_dir of a run that has begun to train")
+        raise MissingFileError(f"{folder} does not exist; {remedy}")
     holder = RunHolder.read(folder)
     begun = (folder / HISTORY_FILE).is_file()
     under_way = holder is not None and not holder.is_gone()
