@@ -131,8 +131,8 @@ def load_sampler(
         )
     if not isinstance(model, str | Path):
         return model
-    accelerator = torch.accelerator.current_accelerator()
-    return AutoModelForCausalLM.from_pretrained(model, dtype="auto").to(accelerator or "cpu")
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    return loaded.to(torch.accelerator.current_accelerator() or "cpu")
 
 
 def load_tokenizer(model: "str | PreTrainedModel") -> PreTrainedTokenizerBase:

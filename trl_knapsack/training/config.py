@@ -54,8 +54,9 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
             Dataset column that identifies a prompt. By default the content of the row is hashed.
         success_state_path (`str`, *optional*):
             Success rates of another run to begin with: a checkpoint or output folder of [`KnapsackGRPOTrainer`], the
-            `knapsack_state.safetensors` in it, or a repository of the Hub that has one (`"owner/name"`). What one run, or
-            another model, learnt of the prompts spares the next its uniform first epoch.
+            `knapsack_state.safetensors` in it, a `.csv` table, the `.jsonl` of `trl-knapsack probe` or `evaluate`, or a
+            repository of the Hub that has a state (`"owner/name"`). What is known of the prompts spares a run its uniform
+            first epoch.
         resume_success_state (`bool`, *optional*, defaults to `True`):
             Whether a resumed run goes on with the success rates in its checkpoint. Set it to `False` to resume from a
             checkpoint that has none, as one of [`~trl.GRPOTrainer`].
@@ -130,7 +131,8 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
         default=None,
         metadata={
             "help": "Success rates of another run to begin with: a checkpoint or output folder, the "
-            "knapsack_state.safetensors in it, or a repository of the Hub that has one (owner/name)."
+            "knapsack_state.safetensors in it, a .csv table, the .jsonl of trl-knapsack probe or evaluate, or a repository of "
+            "the Hub that has a state (owner/name)."
         },
     )
     resume_success_state: bool = field(

@@ -5,7 +5,7 @@ import inspect
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -646,7 +646,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         if not self._prompts_are_known:
             return
         args, dataset = self.args, self.train_dataset
-        size = len(dataset) if hasattr(dataset, "__len__") else None
+        size = len(dataset) if isinstance(dataset, Sized) else None
         prompts = args.generation_batch_size // args.num_generations
         known = has_other_rule or len(self.success_tracker) > 0  # a rule of the user's own may know prompts otherwise
         why = why_nothing_moves(args, prompts, size, args.max_steps, known, args.look_generations > 0)
