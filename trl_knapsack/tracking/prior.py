@@ -156,7 +156,9 @@ class SuccessPrior:
 
         beliefs = STRENGTHS[1:, None, None] * np.stack(self._rates(features))[:, None]  # (E, K-1, V, 2)
         likelihood = _log_likelihood(outcome, beliefs) - likelihood_of_flat  # (E, K-1, V)
-        gain = self._gain(_worth(beliefs), _worth(outcome + flat), np.minimum(trials, SURE))  # (E, K-1, V)
+        strength = int(np.argmax(self._scores[0, :, 0]))  # of the base rate; 0 is the flat prior
+        population = beliefs[0, strength - 1] if strength else flat
+        gain = self._gain(_worth(beliefs), _worth(outcome + population), np.minimum(trials, SURE))  # (E, K-1, V)
         self._scores *= (1 - 1 / MEMORY) ** len(outcome)
         self._scores[:, 1:] += np.stack([likelihood.sum(-1), gain.sum(-1), (gain**2).sum(-1)], axis=-1)
         for regression, columns in zip(self._regressions, self._columns(features), strict=True):
