@@ -20,6 +20,7 @@ EXTRAS["dev"] = [
     *EXTRAS["math"],
     *EXTRAS["plots"],
     *EXTRAS["genetic"],
+    "basedpyright",
     "hypothesis",
     "ipykernel",  # with nbclient, runs the notebook
     "nbclient",
@@ -81,6 +82,7 @@ setup(
         "huggingface_hub>=1.0",  # with httpx, whose errors are told apart
         "jinja2>=3",  # README files on the Hub
         "packaging>=20",
+        "psutil",
         "pyyaml>=6.0.1",
         "safetensors>=0.4.3",
         "tqdm>=4.60",

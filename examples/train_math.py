@@ -43,6 +43,8 @@ from trl.rewards import accuracy_reward
 from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer
 from trl_knapsack.errors import install_command
 from trl_knapsack.hub import parse_script_arguments
+from trl_knapsack.reporting.summary import closing_rows
+from trl_knapsack.training import KnapsackProgressCallback
 
 
 HERE = Path(__file__).resolve().parent
@@ -82,18 +84,6 @@ def accuracy(completions: list, solution: list[str], **kwargs) -> list[float | N
 
 def text(completion: str | list[dict[str, str]]) -> str:
     return completion if isinstance(completion, str) else completion[-1]["content"]
-
-
-class BriefProgress(ProgressCallback):
-    """The usual progress bar, with one line per log in place of all metrics, which the trackers get."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero and self.training_bar is not None and "reward" in logs:
-            self.training_bar.write(
-                f"step {state.global_step:>5}   success rate {logs['knapsack/success_rate']:.3f}   "
-                f"effective gradient ratio {logs['knapsack/effective_gradient_ratio']:.2f}   "
-                f"generations {logs['knapsack/generations/min']:.0f} to {logs['knapsack/generations/max']:.0f}"
-            )
 
 
 def load_problems(script_args: MathArguments) -> tuple[Dataset, Dataset | None]:
@@ -161,8 +151,9 @@ def main() -> None:
         peft_config=get_peft_config(model_args) if is_peft_available() else None,
     )
     if not training_args.disable_tqdm:
+        # one line of what matters each time, in a log file as in a terminal, where the trainer has put it already
         trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(BriefProgress())
+        trainer.add_callback(KnapsackProgressCallback(lambda: trainer.success_rate_callback.last_record))
 
     args = trainer.args
     trainer.accelerator.print(
@@ -190,7 +181,6 @@ def summary(trainer: KnapsackGRPOTrainer, before: float | None, after: float | N
     """The closing table."""
     logs = [entry for entry in trainer.state.log_history if "knapsack/effective_gradient_ratio" in entry]
     ratios = [entry["knapsack/effective_gradient_ratio"] for entry in logs]
-    largest = max((entry["knapsack/generations/max"] for entry in logs), default=0)
     args = trainer.args
     rows = [("allocation", args.allocation)]
     if before is not None:
@@ -200,7 +190,7 @@ def summary(trainer: KnapsackGRPOTrainer, before: float | None, after: float | N
         rows.append(
             ("effective gradient ratio", f"{sum(ratios) / len(ratios):.2f} over the run, {ratios[-1]:.2f} at its end")
         )
-        rows.append(("largest budget", f"{largest:.0f} generations of one prompt, {args.num_generations} in the mean"))
+        rows += closing_rows(args.allocation, logs, args.num_generations)
     rows.append(("outputs", args.output_dir))
     width = max(len(name) for name, _ in rows)
     rule = "-" * max(len(f"{name:<{width}}   {value}") for name, value in rows)

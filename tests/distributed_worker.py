@@ -64,7 +64,14 @@ def train(
             seen["advantages"].append(list(trainer._logs["advantages"]))
             if is_knapsack:
                 record = trainer.success_rate_callback.last_record
-                seen["records"].append({"keys": record.keys, "counts": record.allocation.counts.tolist()})
+                seen["records"].append(
+                    {
+                        "keys": record.keys,
+                        "counts": record.allocation.counts.tolist(),
+                        "looks": record.looks.tolist(),
+                        "before": record.before.tolist(),
+                    }
+                )
 
         on_step_end = on_substep_end
 

@@ -75,6 +75,60 @@ def advantages(rewards, counts, weights, scale_rewards, aggregation):
     return [0.0 if score is None or s is None else (score - m) / (s + 1e-4) for score in scores]
 
 
+def advantages_after(rewards, counts, earlier, weights, scale_rewards, aggregation):
+    """
+    As `advantages`, where the prompt of each group got rollouts before: `earlier[g]` is a list of their rewards, which
+    count in what the group is compared with, and in nothing else.
+    """
+    groups = split(rewards, counts)
+    scores = []
+    for group, before in zip(groups, earlier, strict=True):
+        for row in group:
+            score = 0.0
+            if aggregation == "sum_then_normalize":
+                known = [total(other, weights) for other in before + group]
+                score = None if total(row, weights) is None else total(row, weights) - mean(known)
+                spread = {"group": std(known), "batch": std([total(r, weights) for r in rewards]), "none": None}
+                if score is not None and scale_rewards != "none":
+                    s = spread[scale_rewards]
+                    score = 0.0 if s is None else score / (s + 1e-4)
+            elif all(r is None for r in row):
+                score = None
+            else:
+                for f, r in enumerate(row):
+                    column = [other[f] for other in before + group]
+                    if r is not None and std(column) is not None:
+                        score += weights[f] * (r - mean(column)) / (std(column) + 1e-4)
+            scores.append(score)
+    if aggregation == "normalize_then_sum":
+        m, s = mean(scores), std(scores)
+        scores = [None if score is None or s is None else (score - m) / (s + 1e-4) for score in scores]
+    return [0.0 if score is None else score for score in scores]
+
+
+class Visits:
+    """Rewards that prompts got since they came, from what a run shows of its batches; names are those of a record."""
+
+    def __init__(self):
+        self.waiting = []  # [key, rewards], in the order of arrival
+
+    def batch(self, keys, counts, looks, before, rewards):
+        """Rewards of each group's earlier rollouts, a list of lists; then those of this batch are added."""
+        earlier, used = [], []
+        for key, is_look, number in zip(keys, looks, before, strict=True):
+            if is_look or number == 0:
+                visit = [key, []]
+            else:
+                visit = next(v for v in self.waiting if v[0] == key and len(v[1]) == number and v not in used)
+            used.append(visit)
+            earlier.append(list(visit[1]))
+        for visit, group in zip(used, split(rewards, counts), strict=True):
+            if visit not in self.waiting:
+                self.waiting.append(visit)
+            visit[1] = visit[1] + group
+        return earlier
+
+
 def mixed(rewards, counts, weights, aggregation):
     """Whether the rewards vary within each group."""
     result = []

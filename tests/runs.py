@@ -6,7 +6,7 @@ import tiny
 import torch
 from transformers import TrainerCallback
 
-from trl_knapsack import KnapsackGRPOTrainer
+from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer
 
 
 OPTIONS = dict(
@@ -72,6 +72,19 @@ def train(trainer_class, model, args, *, rewards=tiny.digit_reward, dataset=None
     trainer.train(resume_from_checkpoint=resume)
     trainer.gradients, trainer.records = gradients.digests, records.records
     return trainer
+
+
+def knapsack(model, path, resume=None, callbacks=(), **changes):
+    """Train with budgets in the folder `path`, watched by `callbacks`, which get the trainer."""
+
+    class Watched(KnapsackGRPOTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            for callback in callbacks:
+                callback.trainer = self
+                self.add_callback(callback)
+
+    return train(Watched, model, KnapsackGRPOConfig(**options(path, **changes)), resume=resume)
 
 
 # Four steps share a generation batch.

@@ -47,6 +47,40 @@ def test_unequal_groups_equal_a_loop_over_groups(scale_rewards, aggregation, mis
             assert ours == pytest.approx(mean, abs=1e-5) if mean is not None else ours != ours
 
 
+@pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
+@pytest.mark.parametrize("scale_rewards", ["group", "batch", "none"])
+@pytest.mark.parametrize("missing", [0.0, 0.3])
+def test_earlier_rollouts_are_compared_with_and_nothing_else(scale_rewards, aggregation, missing):
+    rng = random.Random(f"earlier {scale_rewards} {aggregation} {missing}")
+    for _ in range(50):
+        counts = [rng.choice([0, 1, 2, 3, 8]) for _ in range(rng.randint(2, 6))] + [2]
+        sizes = [rng.choice([0, 2, 3, 8]) if count > 1 else 3 for count in counts]
+        weights = [rng.choice([0.25, 0.5, 1.0, 2.0]) for _ in range(2)]
+        rewards = random_rewards(rng, sum(counts), 2, missing)
+        earlier = [random_rewards(rng, size, 2, missing) for size in sizes]
+
+        def tensor(rows):
+            return torch.tensor([[float("nan") if r is None else r for r in row] for row in rows]).reshape(-1, 2)
+
+        groups = group_advantages(
+            tensor(rewards),
+            in_order(counts),
+            torch.tensor(weights),
+            scale_rewards,
+            aggregation,
+            (tensor([row for group in earlier for row in group]), in_order(sizes)),
+        )
+
+        expected = oracle.advantages_after(rewards, counts, earlier, weights, scale_rewards, aggregation)
+        assert groups.advantages.tolist() == pytest.approx(expected, rel=5e-4, abs=5e-4)
+        both = [row for pair in zip(earlier, oracle.split(rewards, counts), strict=True) for row in sum(pair, [])]
+        sums = [a + b for a, b in zip(sizes, counts, strict=True)]
+        assert groups.mixed.tolist() == oracle.mixed(both, sums, weights, aggregation)
+        means = [oracle.mean([oracle.total(row, weights) for row in g]) for g in oracle.split(rewards, counts)]
+        for ours, mean in zip(groups.mean_reward.tolist(), means, strict=True):
+            assert ours == pytest.approx(mean, abs=1e-5) if mean is not None else ours != ours
+
+
 def test_a_group_without_variance_has_no_advantage_whatever_its_neighbours():
     rewards = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]).unsqueeze(1)
     groups = group_advantages(rewards, in_order([2, 2, 5]), torch.ones(1), "group", "sum_then_normalize")

@@ -10,23 +10,12 @@ import numpy as np
 import pytest
 import torch
 import transformers.trainer
-from runs import WINDOW, options, train
+from runs import WINDOW, knapsack
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
-from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer, SuccessRateTracker
+from trl_knapsack import KnapsackGRPOTrainer, SuccessRateTracker
 from trl_knapsack.tracking import STATE_FILE
-
-
-def knapsack(model, path, resume=None, callbacks=(), **changes):
-    class Watched(KnapsackGRPOTrainer):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            for callback in callbacks:
-                callback.trainer = self
-                self.add_callback(callback)
-
-    return train(Watched, model, KnapsackGRPOConfig(**options(path, **changes)), resume=resume)
 
 
 def files(folder):
@@ -284,7 +273,7 @@ def test_a_run_that_failed_does_not_keep_its_folder(model, tmp_path):
 def test_a_run_that_was_killed_does_not_keep_its_folder(model, tmp_path):
     script = textwrap.dedent(f"""
         import os, signal
-        from test_checkpoints import knapsack
+        from runs import knapsack
         from transformers import TrainerCallback
         class Kill(TrainerCallback):
             def on_step_end(self, args, state, control, **kwargs):

@@ -98,7 +98,7 @@ def test_help_names_every_command():
 
 
 @pytest.mark.parametrize(
-    "line", ["--help", "allocate RATES --budget 32", "inspect RUN", "plot RUN --report REPORT", "simulate --mix hard --prompts 40"]
+    "line", ["--help", "allocate RATES --budget 32", "inspect RUN", "inspect --watch RUN", "plot RUN --report REPORT", "simulate --mix hard --prompts 40"]
 )  # fmt: skip
 def test_what_needs_no_torch_loads_none(line, rates, run_folder, tmp_path):
     arguments = (
@@ -364,6 +364,9 @@ def test_inspect_finds_the_hardest_the_stuck_and_the_dear(run, run_folder):
     assert (said["prompts"], said["rollouts"], said["tokens"], said["steps"]) == (4, 72, 2340, 3)
     assert [prompt["prompt"] for prompt in said["stuck"]] == ["stuck"]
     assert said["stuck_share_of_rollouts"] == pytest.approx(42 / 72)
+    assert (
+        said["known_share_of_rollouts"] == pytest.approx((2 + 20 + 14 + 8 + 2) / 72) and said["equal_counts"] is None
+    )
     assert [prompt["prompt"] for prompt in said["hardest"]] == ["stuck", "moves", "late", "lazy"]
     assert [prompt["prompt"] for prompt in said["most_tokens"]] == ["stuck", "moves", "lazy", "late"]
     assert [(prompt["prompt"], prompt["rollouts"]) for prompt in said["most_rollouts"]] == [
@@ -380,6 +383,7 @@ def test_inspect_finds_the_hardest_the_stuck_and_the_dear(run, run_folder):
 
     code, out, _ = run("inspect", run_folder, "--top", 1)
     assert "1 of 4 prompts are stuck; they took 58.3% of the rollouts." in out
+    assert out.splitlines()[1] == "63.9% of the rollouts were decided by what was known of their prompts."
     assert out.count("stuck  ") == 4 and "lazy" not in out  # one prompt in each of the four tables
     code, out, _ = run("inspect", run_folder, "--stuck_after", 43)
     assert "never a success: none" in out
@@ -471,7 +475,7 @@ def test_simulate_tells_what_the_simulation_says(run):
     code, out, _ = run("simulate", "--mix", "hard", *settings)
     assert "hard: 60 prompts x 6 generations, 3 epochs, 2 worlds" in out
     assert f"{100 * gains['posterior']:.1f} %" in out
-    assert "no simulation says" in out  # what it can't know
+    assert "No simulation can tell you" in out  # what it can't know
 
 
 def test_simulate_begins_with_rates_or_a_state(run, tmp_path, run_folder, rates):
@@ -495,7 +499,7 @@ def test_simulate_begins_with_rates_or_a_state(run, tmp_path, run_folder, rates)
     [
         ("allocate RATES", "one of the arguments --budget --num_generations is required"),
         ("allocate RATES --budget 3", "budget (3) must lie between 8 and 512"),
-        ("allocate RATES --budget 32 --max_cost 9", "has no column cost"),
+        ("allocate RATES --budget 32 --max_cost 9", "has neither a column cost nor lengths"),
         ("allocate RATES --budget 32 --bud 3", "unrecognized arguments: --bud 3"),
         ("allocate nowhere --budget 32", "nowhere does not exist"),
         ("allocate nowhere.csv --budget 32", "nowhere.csv"),
@@ -611,14 +615,14 @@ def test_train_and_then_look_at_the_run(project, run):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--learning_rte", "1"], 2, "--learning_rte is an option neither of the training nor of accelerate launch; did you mean --learning_rate?"),
-        (["--num_eval_problems", "9"], 2, "nor of accelerate launch; see trl-knapsack train --help."),  # of a script
+        (["--learning_rte", "1"], 2, "--learning_rte is not an option of the trainer or of accelerate launch; did you mean --learning_rate?"),
+        (["--num_eval_problems", "9"], 2, "or of accelerate launch; see trl-knapsack train --help."),  # of a script
         (["--min_generations", "9"], 2, "min_generations (9) must be at most num_generations (4)"),
         (["--reward_funcs", "nothere.reward"], 2, "reward function 'nothere.reward': there is no module 'nothere'"),
         (["--reward_funcs", "acuracy_reward"], 2, "trl.rewards has no reward function 'acuracy_reward'; did you mean 'accuracy_reward'?"),
         (["--accelerate_config", "zero9"], 2, "is neither a file nor one of TRL's presets: fsdp1, fsdp2, multi_gpu"),
         (["--learning_rate", "fast"], 2, "argument --learning_rate/--learning-rate: invalid float value: 'fast'"),
-        (["stray"], 2, "stray is an option neither"),
+        (["stray"], 2, "stray is not an option of the trainer"),
     ],
 )  # fmt: skip
 def test_mistakes_in_training_are_told_before_anything_starts(project, run, monkeypatch, arguments, code, message):
@@ -631,9 +635,9 @@ def test_mistakes_in_training_are_told_before_anything_starts(project, run, monk
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--learning_rte 1", "--learning_rte is an option neither of the training nor of accelerate launch; did you mean --learning_rate?"),
-        ("--config typo.yaml", "--num_generatons is an option neither of the training nor"),
-        ("--config broken.yaml", "broken.yaml is no YAML file"),
+        ("--learning_rte 1", "--learning_rte is not an option of the trainer or of accelerate launch; did you mean --learning_rate?"),
+        ("--config typo.yaml", "--num_generatons is not an option of the trainer or of accelerate launch; did you mean --num_generations?"),
+        ("--config broken.yaml", "broken.yaml is not a YAML file"),
         ("--config list.yaml", "list.yaml must be a YAML mapping"),
         ("--reward_funcs my_rewards.says_thre", "my_rewards has no reward function 'says_thre'; did you mean 'says_three'?"),
         ("--reward_funcs my_rewards.not_a_function", "my_rewards has no reward function 'not_a_function'"),
@@ -643,7 +647,7 @@ def test_mistakes_in_training_are_told_before_anything_starts(project, run, monk
         ("--dataset_train_split training", "data has no split 'training', only ['train', 'test']; name one with --dataset_train_split"),
         ("--eval_strategy steps --dataset_test_split held-out", "has no split 'held-out'"),
         ("--dataset_name questions.jsonl", "questions.jsonl has no column 'prompt', only ['question']; rename"),
-        ("--prompt_id_column name", "prompt_id_column 'name' is no column of data, only ['prompt', 'id'] are"),
+        ("--prompt_id_column name", "prompt_id_column 'name' is not a column of data, which has ['prompt', 'id']"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_without_importing_trl(project, arguments, message):

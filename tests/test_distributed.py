@@ -58,6 +58,16 @@ EVERY_STEP = {1: (8, 4), 2: (6, 4), 3: (8, 6), 4: (6, 8)}
 WINDOWS = {1: (8, 4), 2: (12, 8), 3: (8, 6), 4: (8, 16)}
 RESUMED = {  # stop, settings
     "second_epoch": (9, dict(per_device_train_batch_size=4, gradient_accumulation_steps=2, max_steps=12)),
+    "looks": (
+        9,
+        dict(
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=2,
+            look_generations=2,
+            allocation_window=10,
+            max_steps=12,
+        ),
+    ),
     "within_window": (
         19,
         dict(per_device_train_batch_size=4, gradient_accumulation_steps=1, steps_per_generation=2, max_steps=24),
@@ -93,6 +103,9 @@ def runs_of(processes):
         runs[f"{name}.grpo"] = {"trainer": "grpo", "changes": changes, "kinds": "m"}
         changes = changes | {"allocation": "uniform"}
         runs[f"{name}.uniform"] = {"trainer": "knapsack", "changes": changes, "kinds": "m"}
+    looks = settings(processes)["every_step"] | dict(look_generations=2, allocation_window=6)
+    looks |= dict(prompt_id_column="name", max_steps=8)  # within the first epoch
+    runs["looks.budgets"] = {"trainer": "knapsack", "changes": looks}
     return runs
 
 
@@ -150,6 +163,31 @@ def test_ranks_hold_one_plan_and_generate_exactly_their_rows(runs, name):
 
 
 @ALL_PROCESSES
+def test_ranks_compare_rests_with_their_looks(runs):
+    processes, _, seen = runs
+    first, *others = seen["looks.budgets"]
+    for other in others:
+        for what in ("records", "tracker", "weights", "advantages", "gradients"):
+            assert first[what] == other[what], what
+    name_to_prompt = {row["name"]: row["prompt"] for row in tiny.prompts(kinds="eeem")}
+    visits, waited = oracle.Visits(), 0
+    for step, record in enumerate(first["records"]):
+        rows = [row for rank in seen["looks.budgets"] for row in rank["generated"][step]]
+        prompts = [name_to_prompt[key] for key in record["keys"]]
+        assert Counter(row[0] for row in rows) == Counter(
+            {prompt: n for prompt, n in zip(prompts, record["counts"], strict=True) if n}
+        )
+        order = sorted(range(len(rows)), key=lambda i: prompts.index(rows[i][0]))
+        rewards = [[rows[i][3]] for i in order]
+        earlier = visits.batch(record["keys"], record["counts"], record["looks"], record["before"], rewards)
+        options = ([1.0], "group", "sum_then_normalize")
+        expected = oracle.advantages_after(rewards, record["counts"], earlier, *options)
+        assert [first["advantages"][step][i] for i in order] == pytest.approx(expected, rel=1e-3, abs=1e-3)
+        waited += sum(before > 0 for before in record["before"])
+    assert waited > 3 and len({tuple(record["counts"]) for record in first["records"]}) > 2
+
+
+@ALL_PROCESSES
 @pytest.mark.parametrize("name", ["every_step", "windows"])
 def test_equal_groups_are_bit_for_bit_grpo(runs, name):
     _, _, seen = runs
@@ -185,8 +223,8 @@ def test_one_history_of_all_ranks(runs, name):
     written = [
         json.loads(line) for line in (out / f"{name}.budgets" / "knapsack_records.jsonl").read_text().splitlines()
     ]
-    records = [{"keys": batch["keys"], "counts": batch["counts"]} for batch in written]
-    assert records == seen[f"{name}.budgets"][0]["records"]
+    for batch, record in zip(written, seen[f"{name}.budgets"][0]["records"], strict=True):
+        assert (batch["keys"], batch["counts"]) == (record["keys"], record["counts"])
 
 
 @TWO_PROCESSES
@@ -252,7 +290,7 @@ def test_a_rank_that_would_diverge_stops_all(runs, model, tmp_path):
         assert seen[name][0]["error"].endswith(rule)
     for name in ("no_state", "no_rates"):
         first, second = seen[name]
-        assert "so there are no success rates to go on with" in second["error"]
+        assert "so there are no success rates to continue with" in second["error"]
         assert first["error"] == f"RuntimeError: Rank 1 can't go on, so no rank does. {second['error']}"
 
     # Without rank 1's window both generate it again, and end with the same.

@@ -88,8 +88,8 @@ def test_pass_at_k_has_no_bias():
     [
         (4, 2, 5, r"k \(5\) must be at most n \(4\)"),
         ([8, 4], 2, 5, r"k \(5\) must be at most n \(4\)"),
-        (4, [2, 5], 1, r"c \(5\) must be within 0 and n \(4\)"),
-        (4, -1, 1, r"c \(-1\) must be within 0 and n \(4\)"),
+        (4, [2, 5], 1, r"c \(5\) must be between 0 and n \(4\)"),
+        (4, -1, 1, r"c \(-1\) must be between 0 and n \(4\)"),
         (4, 2, 0, r"k \(0\) must be a whole number"),
         (4, 1.5, 1, r"c \(1.5\) must be whole numbers"),
     ],
@@ -132,7 +132,7 @@ def test_majority_of_many_completions_approaches_the_leader():
 @pytest.mark.parametrize(
     ("votes", "success", "k", "message"),
     [
-        ([2, 1], [1.0, 0.0], 4, r"k \(4\) must be within 1 and the number of completions \(3\)"),
+        ([2, 1], [1.0, 0.0], 4, r"k \(4\) must be between 1 and the number of completions \(3\)"),
         ([2, 1], [1.0, 0.0], 0, r"k \(0\)"),
         ([2, 1], [1.0], 1, r"votes \(2 answers\) and success \(1\)"),
         ([2, 0], [1.0, 0.0], 1, r"must be at least 1 each"),

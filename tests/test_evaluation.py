@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from trl import GRPOConfig, GRPOTrainer
 
+from trl_knapsack.errors import install_command
 from trl_knapsack.evaluation import (
     EvaluationResults,
     ProblemResult,
@@ -217,7 +219,7 @@ def test_vllm_has_to_be_installed_and_loads_models_itself(model):
     try:
         import vllm  # noqa: F401
     except ImportError:
-        with pytest.raises(ImportError, match=r"run `pip install .trl-knapsack\[vllm\].`"):
+        with pytest.raises(ImportError, match=re.escape(f"run `{install_command('vllm')}`")):
             sample_completions(model, ["m1"], use_vllm=True)
 
 
@@ -397,7 +399,7 @@ def test_results_of_other_tools(tmp_path):
     ("line", "message"),
     [
         ('{"id": 1}', "line 2: not a result .KeyError: 'n'.; every line needs an id"),
-        ('{"id": 1, "n": 2, "c": 3}', r"c \(3\) must be within 0 and n \(2\)"),
+        ('{"id": 1, "n": 2, "c": 3}', r"c \(3\) must be between 0 and n \(2\)"),
         ('{"id": 1, "rewards": [1.0], "answers": ["1", "2"]}', "2 answers for 1 rewards"),
         ("[1]", "line 2: not a result"),
         ("{", "line 2: not a result"),
@@ -434,6 +436,13 @@ def test_an_answer_is_as_right_as_its_completions():
     """With rewards that are not for the answer alone, such as a format: three of four votes for 1 were rewarded."""
     problem = ProblemResult("a", (1.0, 1.0, 0.0, 1.0, 0.0), ("1", "1", "1", "1", "2"))
     assert problem.majority_at_k(5) == 0.75
+
+
+def test_without_answers_there_is_no_vote():
+    with pytest.raises(
+        ValueError, match="Problem 'a' has no answers to vote with; give `evaluate_policy` an `answer_func`"
+    ):
+        ProblemResult("a", (1.0, 0.0)).majority_at_k(2)
 
 
 @pytest.mark.parametrize(

@@ -3,30 +3,23 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from runs import options, train
-from test_records import record_by_hand
+from histories import record_by_hand
+from runs import knapsack
 
-from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer, RolloutHistory
+from trl_knapsack import RolloutHistory
 from trl_knapsack.errors import InvalidInputError
+from trl_knapsack.tracking import HISTORY_FILE
 from trl_knapsack.tracking.history import HistoryWriter
-
-
-FILE = "knapsack_records.jsonl"
-
-
-def run(model, path, resume=None, **changes):
-    args = KnapsackGRPOConfig(**options(path, prompt_id_column="name", **changes))
-    return train(KnapsackGRPOTrainer, model, args, resume=resume and str(resume))
 
 
 def lines(path):
     """The file as anyone may read it, without what only a clock decides."""
-    batches = [json.loads(line) for line in (path / FILE).read_text().splitlines()]
+    batches = [json.loads(line) for line in (path / HISTORY_FILE).read_text().splitlines()]
     return [{name: value for name, value in batch.items() if name != "solver_seconds"} for batch in batches]
 
 
 def test_a_batch_by_hand(tmp_path):
-    writer = HistoryWriter(tmp_path / "new" / FILE)
+    writer = HistoryWriter(tmp_path / "new" / HISTORY_FILE)
     writer.append(record_by_hand(), step=3, epoch=0.25, allocation="posterior")
     writer.append(record_by_hand(), step=4, epoch=0.5, allocation="posterior")
     assert lines(tmp_path / "new")[0] == {
@@ -45,6 +38,8 @@ def test_a_batch_by_hand(tmp_path):
         "beta": [0.5, 8.5, 2.5, 0.5, 0.5],
         "last_rate": [1.0, 0.0, 0.5, None, None],
         "visits": [1, 1, 3, 0, 0],
+        "looks": [0, 0, 0, 0, 0],
+        "before": [0, 0, 0, 0, 0],
     }
     history = RolloutHistory.load(tmp_path / "new")
     assert len(history) == 2
@@ -67,8 +62,9 @@ def test_a_batch_by_hand(tmp_path):
 
 def test_visits_of_each_prompt(tmp_path):
     """Two rows of one key in a batch are one visit, a visit without a score is none."""
-    writer = HistoryWriter(tmp_path / FILE)
-    twice = replace(record_by_hand(), keys=("a", "b", "a", "d", "e"))
+    writer = HistoryWriter(tmp_path / HISTORY_FILE)
+    record = record_by_hand()
+    twice = replace(record, evidence=replace(record.evidence, keys=("a", "b", "a", "d", "e")))
     for step, record in enumerate((record_by_hand(), twice, record_by_hand()), 1):
         writer.append(record, step, 0.0, "posterior")
     visits = RolloutHistory.load(tmp_path).by_visit
@@ -83,7 +79,7 @@ def test_visits_of_each_prompt(tmp_path):
 
 
 def test_a_run_is_written_down_as_it_was(model, tmp_path):
-    trainer = run(model, tmp_path, max_steps=10, gradient_accumulation_steps=1)
+    trainer = knapsack(model, tmp_path, prompt_id_column="name", max_steps=10, gradient_accumulation_steps=1)
     history = RolloutHistory.load(tmp_path)
     assert history.step.tolist() == list(range(1, 11))
     assert len(history.keys) == 32
@@ -117,48 +113,56 @@ def test_a_run_is_written_down_as_it_was(model, tmp_path):
     ids=["a step", "two steps", "half a step", "one and a half"],
 )  # fmt: skip
 def test_a_batch_belongs_to_the_step_that_generated_it(model, tmp_path, changes, steps):
-    run(model, tmp_path, max_steps=4, **changes)
+    knapsack(model, tmp_path, prompt_id_column="name", max_steps=4, **changes)
     assert RolloutHistory.load(tmp_path).step.tolist() == steps
 
 
 def test_a_resumed_run_goes_on_with_its_history(model, tmp_path):
-    run(model, tmp_path, max_steps=8, save_strategy="steps", save_steps=5)
+    knapsack(model, tmp_path, prompt_id_column="name", max_steps=8, save_strategy="steps", save_steps=5)
     whole = lines(tmp_path)
-    with open(tmp_path / FILE, "a") as file:  # died while it wrote
+    with open(tmp_path / HISTORY_FILE, "a") as file:  # died while it wrote
         file.write('{"step":9,"epoch":1.1,"ke')
-    run(model, tmp_path, max_steps=8, save_strategy="steps", save_steps=5, resume=tmp_path / "checkpoint-5")
+    knapsack(
+        model,
+        tmp_path,
+        prompt_id_column="name",
+        max_steps=8,
+        save_strategy="steps",
+        save_steps=5,
+        resume=str(tmp_path / "checkpoint-5"),
+    )
     assert lines(tmp_path) == whole
     assert not (tmp_path / "knapsack_records.previous.jsonl").exists()
 
 
 def test_a_fresh_run_starts_anew_and_keeps_the_last(model, tmp_path):
-    run(model, tmp_path, max_steps=3)
+    knapsack(model, tmp_path, prompt_id_column="name", max_steps=3)
     first = lines(tmp_path)
-    run(model, tmp_path, max_steps=2)
+    knapsack(model, tmp_path, prompt_id_column="name", max_steps=2)
     assert [batch["step"] for batch in lines(tmp_path)] == [1, 2]
-    (tmp_path / "knapsack_records.previous.jsonl").rename(tmp_path / FILE)
+    (tmp_path / "knapsack_records.previous.jsonl").rename(tmp_path / HISTORY_FILE)
     assert lines(tmp_path) == first
 
 
 def test_a_torn_last_line_is_left_out(tmp_path):
-    writer = HistoryWriter(tmp_path / FILE)
+    writer = HistoryWriter(tmp_path / HISTORY_FILE)
     for step in (1, 2, 3):
         writer.append(record_by_hand(), step, 0.0, "paper")
-    whole = (tmp_path / FILE).read_bytes()
+    whole = (tmp_path / HISTORY_FILE).read_bytes()
     two = len(b"".join(whole.splitlines(keepends=True)[:2]))
     for length in (two + 1, two + 100, len(whole) - 1):
-        (tmp_path / FILE).write_bytes(whole[:length])
+        (tmp_path / HISTORY_FILE).write_bytes(whole[:length])
         assert RolloutHistory.load(tmp_path).step.tolist() == [1, 2]
-    (tmp_path / FILE).write_bytes(b"")
+    (tmp_path / HISTORY_FILE).write_bytes(b"")
     assert len(RolloutHistory.load(tmp_path)) == len(RolloutHistory.load(tmp_path).counts) == 0
     assert {len(values) for values in RolloutHistory.load(tmp_path).by_visit.values()} == {0}
 
 
 def test_a_file_that_is_no_history_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"{FILE} does not exist; name the output_dir"):
+    with pytest.raises(FileNotFoundError, match=f"{HISTORY_FILE} does not exist; name the output_dir"):
         RolloutHistory.load(tmp_path)
-    HistoryWriter(tmp_path / FILE).append(record_by_hand(), 1, 0.0, "paper")
-    good = (tmp_path / FILE).read_text()
+    HistoryWriter(tmp_path / HISTORY_FILE).append(record_by_hand(), 1, 0.0, "paper")
+    good = (tmp_path / HISTORY_FILE).read_text()
     batch = json.loads(good)
     for bad, message in (
         ("{", "JSONDecodeError"),
@@ -193,15 +197,17 @@ def test_a_file_that_is_no_history_is_refused(tmp_path):
         ('{"keys": ' + "[" * 100_000, "RecursionError"),
         ("\x1b[31m", "JSONDecodeError"),
     ):
-        (tmp_path / FILE).write_text(f"{good}{bad}\n{good}")
-        with pytest.raises(InvalidInputError, match=f"Line 2 of .*{FILE} is not a generation batch .*{message}"):
+        (tmp_path / HISTORY_FILE).write_text(f"{good}{bad}\n{good}")
+        with pytest.raises(
+            InvalidInputError, match=f"Line 2 of .*{HISTORY_FILE} is not a generation batch .*{message}"
+        ):
             RolloutHistory.load(tmp_path)
 
 
 def test_a_history_that_can_not_be_written_does_not_stop_the_run(model, tmp_path, caplog):
-    (tmp_path / FILE / "in the way").mkdir(parents=True)
+    (tmp_path / HISTORY_FILE / "in the way").mkdir(parents=True)
     (tmp_path / "knapsack_records.previous.jsonl").write_text("in the way too")
-    trainer = run(model, tmp_path, max_steps=2)
+    trainer = knapsack(model, tmp_path, prompt_id_column="name", max_steps=2)
     assert "No more generation batches are recorded, training goes on" in caplog.text
     assert trainer.state.global_step == 2
     assert set(trainer.success_tracker.evidence(trainer.records[0].keys).visits) == {1}
@@ -209,22 +215,22 @@ def test_a_history_that_can_not_be_written_does_not_stop_the_run(model, tmp_path
 
 def test_rewards_without_end_are_still_json(tmp_path):
     record = replace(record_by_hand(), mean_reward=np.array([np.inf, -np.inf, np.nan, 1e30, 0.0]))
-    HistoryWriter(tmp_path / FILE).append(record, 1, 0.0, "paper")
+    HistoryWriter(tmp_path / HISTORY_FILE).append(record, 1, 0.0, "paper")
     assert lines(tmp_path)[0]["mean_reward"] == [None, None, None, 1e30, 0.0]
 
 
 def test_a_misspelt_folder_gets_a_suggestion(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs").mkdir()
-    with pytest.raises(FileNotFoundError, match="output does not exist; did you mean 'outputs'"):
+    with pytest.raises(FileNotFoundError, match="output does not exist; did you mean 'outputs'\\?$"):
         RolloutHistory.load("output")
 
 
 def test_it_shows_itself_on_a_line_and_in_a_notebook(tmp_path):
-    (tmp_path / FILE).touch()
+    (tmp_path / HISTORY_FILE).touch()
     assert repr(RolloutHistory.load(tmp_path)) == "RolloutHistory(batches 0, prompts 0, rollouts 0)"
     for step, allocation in ((1, "posterior"), (2, "<b>\x1b[31m")):
-        HistoryWriter(tmp_path / FILE).append(record_by_hand(), step, 0.0, allocation)
+        HistoryWriter(tmp_path / HISTORY_FILE).append(record_by_hand(), step, 0.0, allocation)
     history = RolloutHistory.load(tmp_path)
     assert repr(history) == (
         r"RolloutHistory(batches 2, prompts 5, rollouts 50, steps 1 to 2, allocation posterior, <b>\x1b[31m, tokens 50, "

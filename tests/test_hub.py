@@ -261,8 +261,8 @@ WRONG = [
     ("use_vllm: 1", "use_vllm in {} must be true or false, but is 1"),
     ("temperature: true", "temperature in {} must be a number, but is True"),
     ("learning_rate: fast", "learning_rate in {} must be a number, but is 'fast'"),
-    ("success_prior: 0.5", "success_prior in {} must be a list, each of it a number, but is 0.5"),
-    ("success_prior: [0.5, half]", "success_prior in {} must be a list, each of it a number, but is [0.5, 'half']"),
+    ("success_prior: 0.5", "success_prior in {} must be a list in which each item is a number, but is 0.5"),
+    ("success_prior: [0.5, half]", "success_prior in {} must be a list in which each item is a number, but is [0.5, 'half']"),
     ("prompt_id_column: 3", "prompt_id_column in {} must be a text or null, but is 3"),
     ("num_generations_eval: x", "num_generations_eval in {} must be an integer or null, but is 'x'"),
     ("model_init_kwargs: [1]", "model_init_kwargs in {} must be a mapping or a text or null, but is [1]"),
@@ -353,7 +353,9 @@ def test_a_field_that_nobody_sorted_is_the_users(hub, tmp_path, monkeypatch, cap
     monkeypatch.setattr("trl_knapsack.hub.ownership._EXPERIMENT", {"bf16"})
     config(temperature=0.5).save_pretrained(tmp_path)
     assert "temperature" not in (tmp_path / "knapsack_config.yaml").read_text()
-    assert "temperature is not saved: this trl_knapsack does not know whether it is of the experiment" in caplog.text
+    assert (
+        "temperature is not saved: this trl_knapsack does not know whether it belongs to the experiment" in caplog.text
+    )
     hub.put("me/recipe", knapsack_config__yaml="temperature: 0.5")
     with pytest.raises(
         InvalidInputError, match="temperature .0.5. in .* is not for a configuration from the Hub to set"
@@ -427,7 +429,7 @@ def test_what_is_not_there(hub, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"me/model has no knapsack_config.yaml; name a repository that"):
         load("me/model")
     with pytest.raises(
-        FileNotFoundError, match=r"recipes/mine.yaml is no file and no folder, and no name of a repository"
+        FileNotFoundError, match=r"recipes/mine.yaml is neither a file nor a folder, nor the name of a repository"
     ):
         load("recipes/mine.yaml")
     with pytest.raises(
@@ -450,11 +452,12 @@ def test_a_misspelt_folder_is_not_looked_for_on_the_hub(hub, tmp_path, monkeypat
         with pytest.raises(MissingFileError) as error:
             find("outputs/rnu")
         assert str(error.value) == (
-            "outputs/rnu does not exist: the folder outputs has nothing of that name; did you mean 'outputs/run', or write "
-            "outputs/rnu@main for a repository of the Hub."
+            "outputs/rnu does not exist: the folder outputs has nothing by that name; did you mean 'outputs/run'? On the Hub "
+            "it would be outputs/rnu@main."
         )
         with pytest.raises(
-            MissingFileError, match="has nothing of that name; correct it, or write outputs/elsewhere@main"
+            MissingFileError,
+            match="has nothing by that name; correct it. On the Hub it would be outputs/elsewhere@main.$",
         ):
             find("outputs/elsewhere")
     assert hub.requests == []
@@ -465,19 +468,21 @@ def test_a_misspelt_folder_is_not_looked_for_on_the_hub(hub, tmp_path, monkeypat
 def test_what_is_not_on_the_hub_may_have_been_a_folder(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config().save_pretrained(tmp_path / "outputs" / "run")
-    meant = "No folder of that name is here; did you mean 'outputs/run'."
+    meant = r"There is no folder of that name here; did you mean 'outputs/run'\?"
     with pytest.raises(MissingFileError, match=f"output/run was not found at .* {meant}$"):
         load("output/run")
-    with pytest.raises(MissingFileError, match=r"if it is private. No folder of that name is here.$"):
+    with pytest.raises(MissingFileError, match=r"if it is private. There is no folder of that name here.$"):
         load("them/theirs")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(
         MissingFileError, match=f"output/run is not in the cache, and HF_HUB_OFFLINE is set.* {meant}$"
     ):
         load("output/run")
-    with pytest.raises(MissingFileError, match="ouptuts/config/run.yaml is no file .* in owner/name; correct it"):
+    with pytest.raises(
+        MissingFileError, match="ouptuts/config/run.yaml is neither a file .* as owner/name; correct it.$"
+    ):
         load("ouptuts/config/run.yaml")
-    with pytest.raises(MissingFileError, match="outputs/run.yml is no file .*; did you mean 'outputs/run'"):
+    with pytest.raises(MissingFileError, match="outputs/run.yml is neither a file .*; did you mean 'outputs/run'\\?$"):
         load("outputs/run.yml")
 
 
@@ -689,7 +694,7 @@ def test_success_rates_are_published_and_used(hub, model, tmp_path, caplog):
     run_of(model, tmp_path / "third", success_state_path="me/recipe@main", success_threshold=0.7)
     said = " ".join(record.getMessage() for record in caplog.records)
     assert (
-        "The success rates in me/recipe@main were kept otherwise: prompt_id_column 'name' there, None here; "
+        "The success rates in me/recipe@main were kept differently: prompt_id_column 'name' there, None here; "
         "success_threshold 0.5 there, 0.7 here." in said
     )
     assert "is known in me/recipe@main, which are of owner/data, split train; is it of this dataset" in said
@@ -699,7 +704,7 @@ def test_success_rates_that_are_of_nothing(hub, tmp_path):
     tracker = SuccessRateTracker()
     tracker.observe(["a"], [1], [2])
     tracker.save(tmp_path / "knapsack_state.safetensors")
-    with pytest.raises(ValueError, match="Nothing says of which dataset the success rates in .* are"):
+    with pytest.raises(ValueError, match="Nothing says which dataset the success rates in .* are"):
         config().push_config_to_hub("me/recipe", success_state=tmp_path)
     with pytest.raises(FileNotFoundError, match="knapsack_state.safetensors does not exist, so .*; name a folder"):
         config().push_config_to_hub("me/recipe", success_state=tmp_path / "nothing" / "knapsack_state.safetensors")

@@ -101,3 +101,14 @@ def test_setup_declares_what_is_imported():
     missing = imported - set(sys.stdlib_module_names) - theirs - {"trl_knapsack"}
     assert {name for name in missing if name.replace("_", "-") not in {d.replace("_", "-") for d in declared}} == set()
     assert "safetensors" in missing
+
+
+def test_tests_share_helpers_not_each_other():
+    """What two test modules need is in a module of its own, such as `runs`."""
+    tests = ROOT / "tests"
+    for file in tests.rglob("test_*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            named = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            named += [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            from_tests = [name for name in named if name.split(".")[-1].startswith("test_")]
+            assert from_tests == [], f"{file.relative_to(ROOT)} imports {from_tests[0]}"

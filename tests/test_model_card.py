@@ -50,7 +50,7 @@ def test_the_card_says_what_the_run_did(model, tmp_path):
     assert (least, most) != (4, 4)  # else nothing is shown
     assert section(content) == {
         "Allocation": "`posterior`",
-        "Generations of a prompt": "4 in the mean, between 2 and 10; 8 prompts share 32",
+        "Generations of a prompt": "4 on average, between 2 and 10; 8 prompts share 32",
         "Generations seen": f"smallest {least:.0f}, median {medians[2]:g}, largest {most:.0f}",
         "Effective gradient ratio": f"first {ratio[0]}, mean {mean:.2f}, last {ratio[-1]}",
         "Rollouts": "160",  # 5 steps of 2 passes of 16
@@ -88,7 +88,7 @@ def test_a_run_without_logs_and_with_rules_of_its_own(model, tmp_path, caplog):
     (log,) = [entry for entry in trainer.state.log_history if "knapsack/generations/max" in entry]  # at the end
     assert section(card) == {
         "Allocation": "`my_policy`",
-        "Generations of a prompt": "4 in the mean, between 2 and 10; 8 prompts share 32",
+        "Generations of a prompt": "4 on average, between 2 and 10; 8 prompts share 32",
         "Generations seen": "smallest 4, median 4, largest 4",
         "Effective gradient ratio": f"mean {log['knapsack/effective_gradient_ratio']:.2f}",
         "Rollouts": "64",  # each batch serves two steps

@@ -13,8 +13,8 @@ from pathlib import Path
 import datasets
 import pytest
 import tiny_chat
+from histories import record_by_hand
 from snippets import ROOT, blocks, check_command, commands, load_dataset, run_python, sessions, train_bundled
-from test_records import record_by_hand
 from trl import GRPOConfig
 
 import trl_knapsack

@@ -1,5 +1,7 @@
 """Figures hold what the history says: their points, bars and cells are compared with counts in plain Python."""
 
+import json
+import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -8,52 +10,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tiny
-from runs import options, train
-from test_history import FILE, run
-from test_records import record_by_hand
+from histories import random_visits, record_by_hand, write
+from runs import knapsack, options, train
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from trl_knapsack import Allocation, Evidence, KnapsackGRPOConfig, KnapsackGRPOTrainer, RolloutHistory, RolloutRecord
+from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer, RolloutHistory
+from trl_knapsack.errors import install_command
 from trl_knapsack.reporting.plots import PLOTS, plot_prompts, to_image
+from trl_knapsack.tracking import HISTORY_FILE
 from trl_knapsack.tracking.history import HistoryWriter
-
-
-def write(path, visits):
-    """A history of batches, each `{key: (successes, trials)}`; what is believed is the mean of the visits before."""
-    writer = HistoryWriter(path / FILE)
-    past = defaultdict(lambda: [0.5, 0.5, 0])
-    for step, batch in enumerate(visits, 1):
-        before = np.array([past[key] for key in batch], dtype=float)
-        won, tried = np.array(list(batch.values()), dtype=float).T
-        record = RolloutRecord(
-            keys=tuple(batch),
-            evidence=Evidence(
-                tuple(batch), before[:, 0], before[:, 1], np.full(len(batch), np.nan), before[:, 2], before[:, 2]
-            ),
-            allocation=Allocation(tried.astype(int)),
-            solver_seconds=0.001,
-            successes=won,
-            trials=tried,
-            tokens=10 * tried,
-            mean_reward=won / tried,
-            mixed=(won > 0) & (won < tried),
-            rank_imbalance=1.0,
-        )
-        writer.append(record, step, step / 4, "posterior")
-        for key, (successes, trials) in batch.items():
-            past[key] = [past[key][0] + successes, past[key][1] + trials - successes, past[key][2] + 1]
-    return RolloutHistory.load(path)
-
-
-def random_visits(seed=0, steps=30, prompts=24):
-    rng = np.random.default_rng(seed)
-    ability = rng.random(prompts) ** 2
-    for step in range(steps):
-        chosen = rng.choice(prompts, 8, replace=False)
-        trials = rng.integers(2, 20, 8)
-        wins = rng.binomial(trials, np.minimum(1, ability[chosen] + 0.01 * step))
-        yield {f"p{i}": (int(w), int(n)) for i, w, n in zip(chosen, wins, trials, strict=True)}
 
 
 @pytest.fixture
@@ -157,18 +123,18 @@ def test_single_prompts(history, visits):
 
 def test_every_plot_draws_every_history(tmp_path):
     """One batch, nothing scored, keys that matplotlib would read as formulas, a file format for each."""
+    scored = record_by_hand()
+    scored = replace(scored, evidence=replace(scored.evidence, keys=("$x", "a\nb", "$\\frac{$", "", "e" * 500)))
     unscored = replace(
-        record_by_hand(),
-        keys=("$x", "a\nb", "$\\frac{$", "", "e" * 500),
+        scored,
         successes=np.zeros(5),
         trials=np.zeros(5),
         mixed=np.zeros(5, bool),
         mean_reward=np.full(5, np.nan),
     )
-    scored = replace(record_by_hand(), keys=unscored.keys)
     for name, records in {"unscored": [unscored], "scored": [scored] * 40}.items():
         for step, record in enumerate(records, 1):
-            HistoryWriter(tmp_path / name / FILE).append(record, step, 0.0, "uniform")
+            HistoryWriter(tmp_path / name / HISTORY_FILE).append(record, step, 0.0, "uniform")
         history = RolloutHistory.load(tmp_path / name)
         for plot, draw in PLOTS.items():
             image = to_image(draw(history), dpi=40)
@@ -176,7 +142,7 @@ def test_every_plot_draws_every_history(tmp_path):
     for suffix in ("png", "svg"):
         PLOTS["prompts"](history).savefig(tmp_path / f"plot.{suffix}")
         assert (tmp_path / f"plot.{suffix}").stat().st_size > 5000
-    (tmp_path / FILE).touch()
+    (tmp_path / HISTORY_FILE).touch()
     with pytest.raises(ValueError, match="no generation batch yet"):
         PLOTS["counts"](RolloutHistory.load(tmp_path))
 
@@ -203,6 +169,34 @@ def test_titles_of_single_prompts_do_not_collide(tmp_path):
             assert title.get_window_extent().width <= axes.get_window_extent().width, title.get_text()
 
 
+def test_calibration_by_hand(tmp_path):
+    """Every group weighs the same, whatever its rollouts; bars are one standard error of the mean over groups."""
+    names = [f"p{i}" for i in range(8)]
+    first = dict.fromkeys(names, (3, 4)) | {"unscored": (0, 0)}
+    second = {name: (won, 8) for name, won in zip(names, (0, 1, 2, 3, 4, 5, 6, 7), strict=True)} | {"rare": (0, 4)}
+    third = dict.fromkeys(names[:5], (80, 80))
+    with np.errstate(invalid="ignore"):
+        history = write(tmp_path, [first, second, third])
+    axes = PLOTS["calibration"](history).axes[0]
+    found = {}
+    for container in axes.containers:
+        line, _, (bars,) = container.lines
+        found[container.get_label()] = [*zip(*line.get_data(), strict=True)], bars.get_segments()
+    assert found.keys() == {"never (9 groups)", "once (8 groups)"}  # those of the third batch are in five bins
+    rates = [won / 8 for won in range(8)]
+    (((x, y),), (bar,)) = found["once (8 groups)"]
+    assert (x, y) == pytest.approx((3.5 / 5, sum(rates) / 8), abs=0.005)  # a prior of 0.5 and 0.5
+    deviation = (sum((rate - y) ** 2 for rate in rates) / 7) ** 0.5
+    assert [end for _, end in bar] == pytest.approx([y - deviation / 8**0.5, y + deviation / 8**0.5])
+    (((x, y),), _) = found["never (9 groups)"]
+    assert (x, y) == pytest.approx((0.5, (8 * 0.75 + 0) / 9))
+
+
+def test_calibration_says_that_there_is_too_little(tmp_path):
+    texts = [text.get_text() for text in PLOTS["calibration"](write(tmp_path, [{"a": (1, 2)}])).axes[0].texts]
+    assert texts == ["No tenth of the believed rates has 5 scored groups yet"]
+
+
 @pytest.mark.parametrize("module", ["tracking.history", "reporting.summary", "reporting.plots", "reporting.report"])
 def test_plots_load_neither_torch_nor_matplotlib_before_they_draw(module):
     code = (
@@ -220,7 +214,7 @@ def test_plots_are_images_in_tensorboard(model, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run(model, tmp_path, max_steps=3, plot_steps=2, report_to=["tensorboard"])
+    knapsack(model, tmp_path, prompt_id_column="name", max_steps=3, plot_steps=2, report_to=["tensorboard"])
     (folder,) = (tmp_path / "runs").iterdir()
     events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
     assert set(events.Tags()["images"]) == {f"knapsack/plots/{name}" for name in PLOTS}
@@ -254,6 +248,39 @@ class Broken(TensorBoardCallback):
     tb_writer = tb_writer()
 
 
+def test_each_batch_is_read_once_however_often_plots_are_shown(model, tmp_path, monkeypatch):
+    shown, lines, parse = [], [], json.loads
+
+    class Shown(Broken):
+        class tb_writer:
+            def add_image(self, name, image, step, **kwargs):
+                shown.append(step)
+
+        tb_writer = tb_writer()
+
+    def counted(text, *args, **kwargs):
+        if b"solver_seconds" in bytes(text if isinstance(text, bytes) else text.encode()):
+            lines.append(text)
+        return parse(text, *args, **kwargs)
+
+    monkeypatch.setattr(json, "loads", counted)
+    args = KnapsackGRPOConfig(**options(tmp_path, max_steps=6, plot_steps=1))
+    trained(model, args, [Shown()])
+    assert sorted(set(shown)) == [1, 2, 3, 4, 5, 6]
+    assert len(lines) == len(set(lines)) == 6  # and not 1 + 2 + ... + 6
+
+
+def test_a_second_run_in_the_folder_shows_its_own_plots(model, tmp_path, monkeypatch):
+    """With the callback of the first, and a file that is longer than the first's at its first showing."""
+    seen = []
+    monkeypatch.setattr("trl_knapsack.training.callbacks.PLOTS", {"all": lambda h: seen.append(h.allocation.tolist())})
+    args = KnapsackGRPOConfig(**options(tmp_path, max_steps=2, plot_steps=2))
+    trainer = trained(model, args, [Broken()])
+    trainer.success_rate_callback.allocation = "one with a longer name"
+    trainer.train()
+    assert seen == [["posterior"] * 2, ["one with a longer name"] * 2]
+
+
 def test_a_tracker_that_takes_no_images_does_not_stop_the_run(model, tmp_path, caplog):
     args = KnapsackGRPOConfig(**options(tmp_path, max_steps=2, plot_steps=2))
     trainer = trained(model, args, [Broken()])
@@ -264,7 +291,7 @@ def test_a_tracker_that_takes_no_images_does_not_stop_the_run(model, tmp_path, c
 def test_a_run_whose_history_is_gone_goes_on(model, tmp_path, caplog):
     class InTheWay(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
-            (tmp_path / FILE).mkdir(exist_ok=True)
+            (tmp_path / HISTORY_FILE).mkdir(exist_ok=True)
 
     args = KnapsackGRPOConfig(**options(tmp_path, max_steps=2, plot_steps=1))
     trainer = trained(model, args, [Broken(), InTheWay()])
@@ -283,7 +310,6 @@ def test_plot_steps_that_can_not_work_are_refused(model, tmp_path, monkeypatch):
         KnapsackGRPOConfig(**options(tmp_path, plot_steps=-1))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     args = KnapsackGRPOConfig(**options(tmp_path, plot_steps=1))
-    with pytest.raises(
-        ImportError, match=r'Plots need matplotlib, which is not installed; run `pip install "trl-knapsack\[plots\]"`'
-    ):
+    sentence = f"Plots need matplotlib, which is not installed; run `{install_command('plots')}`"
+    with pytest.raises(ImportError, match=re.escape(sentence)):
         train(KnapsackGRPOTrainer, model, args)

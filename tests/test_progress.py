@@ -2,12 +2,13 @@
 
 import os
 import pty
+import re
 import subprocess
 import sys
 import textwrap
 
 import numpy as np
-from test_records import record_by_hand
+from histories import record_by_hand
 
 from trl_knapsack.training.progress import budgets_by_rate, progress_line
 
@@ -24,6 +25,18 @@ def test_a_line_by_hand():
     line = "step   120   success rate 0.640   effective gradient ratio 0.42   generations 2 to 35"
     assert progress_line(120, LOGS, None) == line
     assert "success rate -   " in progress_line(1, LOGS | {"knapsack/success_rate": None}, None)
+
+
+def test_a_narrow_terminal_gets_what_matters_most():
+    record = record_by_hand()
+    whole = progress_line(120, LOGS, record)
+    assert progress_line(120, LOGS, record, width=len(whole)) == whole
+    bars = whole[-14:]
+    assert (
+        progress_line(120, LOGS, record, 80)
+        == f"step   120   success rate 0.640   effective gradient ratio 0.42   {bars}"
+    )
+    assert progress_line(120, LOGS, record, 60) == f"step   120   success rate 0.640   {bars}"
 
 
 def test_bars_are_mean_budgets_by_believed_rate():
@@ -61,3 +74,5 @@ def test_it_is_there_where_output_is_a_terminal(model, tmp_path):
     os.close(ours)
     assert "KnapsackProgressCallback" in run.stdout.decode()
     assert "step     2   success rate 0." in run.stdout.decode()
+    assert re.search(r"^step     2   done in 0:00:\d\d$", run.stdout.decode(), re.MULTILINE)
+    assert "train_runtime" not in run.stdout.decode()

@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import oracle
 import pytest
+from histories import record_by_hand
 
-from trl_knapsack import Allocation, Evidence, RolloutRecord
 from trl_knapsack.tracking.records import difficulty
 from trl_knapsack.training.plan import plan_rollouts
 
@@ -59,29 +59,6 @@ def test_difficulty_classes_of_the_paper():
     assert difficulty(np.array(rates)).tolist() == [0, 1, 1, 2, 2, 3, 3, 4]
 
 
-def record_by_hand() -> RolloutRecord:
-    """Five prompts: solved, failed, mixed, unscored, and one with two of four rollouts scored."""
-    return RolloutRecord(
-        keys=("a", "b", "c", "d", "e"),
-        evidence=Evidence(
-            keys=("a", "b", "c", "d", "e"),
-            alpha=np.array([8.5, 0.5, 2.5, 0.5, 0.5]),
-            beta=np.array([0.5, 8.5, 2.5, 0.5, 0.5]),
-            last_rate=np.array([1.0, 0.0, 0.5, np.nan, np.nan]),
-            visits=np.array([1, 1, 3, 0, 0]),
-            mean_length=np.full(5, np.nan),
-        ),
-        allocation=Allocation(np.array([2, 6, 10, 3, 4])),
-        solver_seconds=0.25,
-        successes=np.array([2.0, 0.0, 1.0, 0.0, 1.0]),
-        trials=np.array([2.0, 6.0, 10.0, 0.0, 2.0]),
-        tokens=np.array([2.0, 6.0, 10.0, 3.0, 4.0]),
-        mean_reward=np.array([1.0, 0.0, 0.1, np.nan, 0.5]),
-        mixed=np.array([False, False, True, False, True]),
-        rank_imbalance=1.5,
-    )
-
-
 def test_metrics_by_hand():
     record = record_by_hand()
     metrics = record.metrics()
@@ -101,10 +78,12 @@ def test_metrics_by_hand():
             "knapsack/difficulty/easy": 0,
             "knapsack/difficulty/extremely_easy": 1 / 4,
             "knapsack/unseen": 2 / 5,
+            "knapsack/known_rollouts": 18 / 25,
             "knapsack/success_rate": (1 + 0 + 0.1 + 0.5) / 4,
             "knapsack/reward": (1 + 0 + 0.1 + 0.5) / 4,
             "knapsack/rank_imbalance": 1.5,
             "knapsack/solver_time": 0.25,
+            "knapsack/looks": 0,
         }
     )
     pairs = list(zip(record.evidence.alpha, record.evidence.beta, strict=True))

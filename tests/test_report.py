@@ -2,7 +2,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from test_plots import random_visits, write
+from histories import random_visits, write
 
 from trl_knapsack.reporting import PLOTS, write_report
 
@@ -65,6 +65,13 @@ def test_the_report_says_what_the_history_says(tmp_path):
     assert tile["Rollouts"] == f"{sum(tried for _, _, tried in everything):,}"
     assert tile["Prompts"] == str(len({key for key, _, _ in everything}))
     assert tile["Largest budget"] == f"{max(tried for _, _, tried in everything)} generations"
+
+    seen, decided = set(), 0
+    for batch in visits:
+        decided += sum(n for key, (_, n) in batch.items() if key in seen)
+        seen |= batch.keys()
+    share = decided / sum(n for _, _, n in everything)
+    assert tile["Decided by knowledge"] == f"{share:.0%} of the rollouts" and 0 < share < 1
 
     first, last = {}, {}
     for key, won, n in everything:
@@ -148,3 +155,13 @@ def test_an_empty_history_has_no_report(tmp_path):
 def test_the_same_run_gives_the_same_file(tmp_path):
     visits = list(random_visits(steps=3))
     assert report(tmp_path / "a", visits) == report(tmp_path / "b", visits)
+
+
+def test_a_run_in_which_nothing_moved_says_so(tmp_path):
+    page = Page(report(tmp_path, [{"a": (1, 8), "b": (2, 8)}, {"c": (3, 8), "d": (0, 8)}]))
+    text = [data for _, data in page.text]
+    assert text[text.index("Decided by knowledge") + 1] == "0% of the rollouts"
+    assert (
+        "All counts were equal: 8 generations of each prompt, because nothing was known of a prompt before its visit; set "
+        "look_generations, give success_state_path, or train for more epochs"
+    ) in text

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from trl_knapsack import SuccessRateTracker
-from trl_knapsack.allocation import Allocation
+from trl_knapsack.allocation import Allocation, BetaBeliefs
 from trl_knapsack.simulation import MIXES, Prompts, equivalent_uniform, mean_and_halfwidth, simulate
 
 
@@ -217,6 +217,10 @@ def test_mixes_are_rates(mix):
     ("call", "message"),
     [
         (lambda: Prompts.from_mix("easy"), "mix 'easy' is not known; choose one of 'saturated', 'hard', 'broad'"),
+        (
+            lambda: Prompts.from_rates(BetaBeliefs([1.0], [1.0])),
+            "success_rates are BetaBeliefs, .* one rate per prompt",
+        ),
         (lambda: Prompts.from_mix("hard", 0), r"prompts \(0\) must be at least 1"),
         (lambda: Prompts.from_rates([]), "give at least one prompt"),
         (lambda: Prompts.from_rates([0.5, 1.5]), r"success_rates\[1\] is 1.5"),

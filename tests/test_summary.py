@@ -1,24 +1,24 @@
 """What stands out in a run, by hand, and what is believed of its prompts, against the tracker itself."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_history import FILE
-from test_plots import write
+from histories import write
 
 from trl_knapsack import Allocation, RolloutHistory, RolloutRecord, SuccessRateTracker
-from trl_knapsack.reporting.summary import of_history, of_tracker, prompt_text, tracker_of
+from trl_knapsack.reporting.summary import closing_rows, of_history, of_tracker, prompt_text, tracker_of
+from trl_knapsack.tracking import HISTORY_FILE
 from trl_knapsack.tracking.history import HistoryWriter
 
 
 def tracked_run(path, batches, prior, decay) -> tuple[RolloutHistory, SuccessRateTracker]:
     """Records of batches, each a list of (key, successes, scored), with what a tracker believed before each of them."""
-    tracker, writer = SuccessRateTracker(prior, decay), HistoryWriter(path / FILE)
+    tracker, writer = SuccessRateTracker(prior, decay), HistoryWriter(path / HISTORY_FILE)
     for step, batch in enumerate(batches, 1):
         keys, won, tried = [key for key, _, _ in batch], *np.array([(w, n) for _, w, n in batch], float).T
         record = RolloutRecord(
-            keys=tuple(keys),
             evidence=tracker.evidence(keys),
             allocation=Allocation(np.maximum(tried.astype(int), 2)),
             solver_seconds=0.0,
@@ -63,8 +63,8 @@ def test_eight_of_eight_then_none_of_eight(tmp_path):
 
 def test_a_run_that_began_with_a_state_knows_no_first_visit(tmp_path):
     history, tracker = tracked_run(tmp_path, [[("a", 8, 8)], [("a", 2, 8)], [("a", 4, 8)]], (1.0, 1.0), 0.6)
-    lines = (tmp_path / FILE).read_text().splitlines(keepends=True)
-    (tmp_path / FILE).write_text("".join(lines[1:]))
+    lines = (tmp_path / HISTORY_FILE).read_text().splitlines(keepends=True)
+    (tmp_path / HISTORY_FILE).write_text("".join(lines[1:]))
     assert of_history(RolloutHistory.load(tmp_path)).believed_rate == pytest.approx(
         tracker.evidence(["a"]).beliefs.mean
     )
@@ -117,3 +117,53 @@ def test_the_text_of_a_prompt():
     assert prompt_text("2 + 2?") == "2 + 2?"
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "image"}]}]
     assert prompt_text(messages) == "Be brief.\n[not only text]"
+
+
+@pytest.mark.parametrize(
+    ("batches", "allocation", "share", "sentence"),
+    [
+        # 6 of 20 rollouts are at a prompt that was scored before
+        ([{"a": (1, 4), "b": (0, 4)}, {"a": (1, 6), "c": (2, 6)}], "posterior", 0.3, "30.0% of the rollouts were decided by"),
+        ([{"a": (1, 4), "b": (0, 4)}, {"c": (1, 4), "d": (2, 4)}], "posterior", 0, "equal: 4 generations of each prompt, because nothing was known of a prompt before its visit; set look_generations"),
+        ([{"a": (1, 4), "b": (0, 4)}, {"a": (1, 4), "b": (2, 4)}], "posterior", 0.5, "equal: 4 generations of each prompt, although prompts were known; see that min_generations and max_generations leave room."),
+        ([{"a": (1, 4)}, {"b": (1, 4)}, {"a": (1, 4)}], "posterior", 1 / 3, "All counts were equal: 4 generations of each prompt, because each generation batch held one prompt; raise the batch size, or set allocation_window."),
+        ([{"a": (1, 4), "b": (0, 4)}, {"a": (1, 4), "b": (2, 4)}], "uniform", 0, "All counts were equal: 4 generations of each prompt."),
+    ],
+)  # fmt: skip
+def test_what_knowledge_decided(tmp_path, batches, allocation, share, sentence):
+    history = write(tmp_path, batches)
+    history = replace(history, allocation=np.full(len(history), allocation))
+    summary = of_history(history)
+    assert summary.known_share == pytest.approx(share)
+    assert sentence in summary.allocation_sentence()
+    assert (summary.equal_counts is None) == ("equal" not in sentence)
+
+
+def test_a_state_does_not_tell_what_knowledge_decided():
+    tracker = SuccessRateTracker()
+    tracker.observe(["a"], [1], [4])
+    assert of_tracker(tracker).allocation_sentence() is None
+
+
+def logs_of(least, largest, known):
+    names = ("generations/min", "generations/max", "known_rollouts")
+    return [
+        {f"knapsack/{name}": value for name, value in zip(names, row, strict=True)}
+        for row in zip(least, largest, known, strict=True)
+    ]
+
+
+def test_the_closing_rows():
+    rows = dict(closing_rows("posterior", logs_of([8, 2], [8, 30], [0.0, 1.0]), 8))
+    assert rows == {
+        "largest budget": "30 generations of one prompt, 8 in the mean",
+        "decided by knowledge": "50% of the rollouts",
+    }
+    rows = dict(closing_rows("posterior", logs_of([8, 8], [8, 8], [0.0, 0.0]), 8))
+    assert rows["decided by knowledge"] == (
+        "0% of the rollouts; all counts were equal, as nothing was known: set look_generations, give success_state_path, or "
+        "train for more epochs"
+    )
+    rows = dict(closing_rows("filter", logs_of([8, 8], [8, 8], [0.0, 1.0]), 8))
+    assert rows["decided by knowledge"] == "50% of the rollouts; all counts were equal"
+    assert list(dict(closing_rows("uniform", logs_of([8], [8], [1.0]), 8))) == ["largest budget"]

@@ -153,7 +153,7 @@ DAMAGES = {
         "has state version 99, this trl_knapsack reads version 2",
     ),
     "no version": (lambda path: rewritten(path, {"version": "\x1b[31m"}), r"has state version .x1b.31m, this"),
-    "altered": (lambda path: rewritten(path, digest=False, successes=FAR / 2), "is not what its digest says"),
+    "altered": (lambda path: rewritten(path, digest=False, successes=FAR / 2), "does not match its digest"),
     "no tokens": (lambda path: rewritten(path, tokens=None), r"missing fields \['tokens'\] and unknown fields \[\]"),
     "a field more": (lambda path: rewritten(path, more=FAR), r"missing fields \[\] and unknown fields \['more'\]"),
     "of float32": (lambda path: rewritten(path, failures=FAR[:1].astype(np.float32)), "failures is of float32"),
@@ -350,7 +350,7 @@ def test_a_misspelt_path_gets_a_suggestion(tmp_path, monkeypatch):
     (tmp_path / "outputs" / "run").mkdir(parents=True)
     for given in ("output/run", "outputs/rnu", str(tmp_path / "outptus" / "run")):
         meant = str(tmp_path / "outputs" / "run") if os.path.isabs(given) else "outputs/run"
-        with pytest.raises(MissingFileError, match=f"does not exist, so .* go on with; did you mean '{meant}'"):
+        with pytest.raises(MissingFileError, match=f"does not exist, so .* continue with; did you mean '{meant}'\\?$"):
             find_state(given)
     for given in ("elsewhere", "outputs/elsewhere", "elsewhere/run"):
         with pytest.raises(
@@ -413,9 +413,13 @@ def test_bad_observations_change_nothing(arguments, message):
     assert len(tracker) == 0
 
 
-@pytest.mark.parametrize("prior", [(0, 1), (1,), (float("nan"), 1), (0.5, -1)])
+@pytest.mark.parametrize(
+    "prior", [(0, 1), (1,), (1, 1, 1), (float("nan"), 1), (1, float("inf")), (0.5, -1), 1.0, None, ("a", 1)]
+)
 def test_bad_prior(prior):
-    with pytest.raises(ValueError, match="success_prior"):
+    with pytest.raises(
+        ValueError, match=re.escape(f"success_prior {prior!r} must be two positive numbers, for example (")
+    ):
         SuccessRateTracker(prior=prior)
 
 

@@ -59,14 +59,16 @@ def test_one_command_from_anywhere(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "step     2   success rate" in done.stdout + done.stderr
-    table = done.stdout.splitlines()[-6:]
+    table = done.stdout.splitlines()[-7:]
     assert [line.split("   ")[0].rstrip() for line in table[:-1]] == [
         "allocation",
         "held-out accuracy",
         "effective gradient ratio",
         "largest budget",
+        "decided by knowledge",
         "outputs",
     ]
+    assert "0% of the rollouts; all counts were equal, as nothing was known: set look_generations" in table[4]
     output = tmp_path / "outputs" / "train_math-posterior"
     assert (output / "model.safetensors").is_file()
     assert (output / "trainer_state.json").is_file()
@@ -76,7 +78,7 @@ def test_one_command_from_anywhere(tmp_path):
 def test_the_baseline_is_one_flag(run, tmp_path):
     out = run(*SHORT, "--allocation", "uniform", "--output_dir", str(tmp_path / "out"))
     assert "allocation                 uniform" in out
-    assert "8 generations of one prompt, 8 in the mean" in out
+    assert "8 generations of one prompt, 8 on average" in out
 
 
 @pytest.mark.slow

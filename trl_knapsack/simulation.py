@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ._notebook import html_table
 from .allocation.allocator import Allocation, allocate
+from .allocation.evidence import BetaBeliefs
 from .allocation.rules import PaperRule, get_rule
 from .allocation.values import check_rates, expected_values
 from .errors import InvalidInputError
@@ -64,9 +66,13 @@ class Prompts:
         return cls(lambda rng: MIXES[name](rng, prompts))
 
     @classmethod
-    def from_rates(cls, success_rates) -> "Prompts":
+    def from_rates(cls, success_rates: ArrayLike) -> "Prompts":
         """Prompts with these success rates `(P,)`. A rate of 0 or 1 stays what it is, whatever the drift."""
         rates = check_rates(success_rates)
+        if isinstance(rates, BetaBeliefs):
+            raise InvalidInputError(
+                "success_rates are BetaBeliefs, but true rates are drawn; give one rate per prompt."
+            )
         if not rates.size:
             raise InvalidInputError("success_rates is empty; give at least one prompt.")
         return cls(lambda rng: rates)

@@ -14,6 +14,9 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "ACCELERATE_USE_CPU": "1"}
+os.environ["ARROW_DEFAULT_MEMORY_POOL"] = (
+    "system"  # jemalloc has a thread of its own, and a fork may then wait for ever
+)
 
 import argparse  # noqa: E402
 import json  # noqa: E402
@@ -42,6 +45,7 @@ tqdm.monitor_interval = 0  # its thread would not survive a fork
 import transformers  # noqa: E402
 import trl  # noqa: E402
 from processes import Lab  # noqa: E402
+from report import heading, table  # noqa: E402
 from scenarios import (  # noqa: E402
     ERROR,
     Outcome,
@@ -51,7 +55,10 @@ from scenarios import (  # noqa: E402
     cut_checkpoints,
     damaged_files,
     full_disks,
+    hostile_files,
     kill_and_resume,
+    killed_scenario,
+    long_runs,
     lost_files,
     many_batches,
     rank_killed_before_its_random_state,
@@ -77,7 +84,7 @@ def tests_of(profile: str, lab: Lab, references: References, rng: random.Random)
     def chain(trainer, processes, settings, limits, how, kills, jit=False):
         mine = random.Random(rng.random())  # so that no test depends on the ones before
         call = partial(kill_and_resume, lab, references, mine, trainer, processes, settings, limits, how, kills, jit)
-        tests.append(("kill and resume", partial(one, call)))
+        tests.append((killed_scenario(processes, jit), partial(one, call)))
 
     trainers = ("knapsack", "grpo") if is_long else ("knapsack",)
     for trainer in trainers:
@@ -111,36 +118,18 @@ def tests_of(profile: str, lab: Lab, references: References, rng: random.Random)
         add("full disk", partial(full_disks, lab, references, trainer))
         add("two runs in a folder", partial(one, partial(two_runs, lab, references, trainer)))
     add("damaged file", partial(damaged_files, lab, references, seeded, 3000 if is_long else 300))
-    add("many batches", partial(one, partial(many_batches, lab, 10_000 if is_long else 1000, rng.randrange(1000))))
+    add("hostile file", partial(hostile_files, lab, seeded, *((3000, 1000) if is_long else (300, 60))))
+    batches, steps = (10_000, 2000) if is_long else (4000, 400)
+    add("long run", partial(one, partial(many_batches, lab, batches, rng.randrange(1000))))
+    add("long run", partial(long_runs, lab, steps))
     return tests
-
-
-def table(outcomes: list[Outcome]) -> str:
-    """Scenarios in rows, one cell for each trainer: how many tests ended how."""
-    names = {"knapsack": "`KnapsackGRPOTrainer`", "grpo": "TRL's `GRPOTrainer`"}
-    trainers = [name for name in names if any(o.trainer == name for o in outcomes)]
-    lines = ["| | " + " | ".join(names[t] for t in trainers) + " |", "|---" * (1 + len(trainers)) + "|"]
-    for scenario in dict.fromkeys(o.scenario for o in outcomes):
-        cells = []
-        for trainer in trainers:
-            mine = [o for o in outcomes if (o.scenario, o.trainer) == (scenario, trainer)]
-            verdicts = dict.fromkeys(o.verdict for o in mine)
-            said = [f"{sum(o.verdict == v for o in mine)} {v}" for v in sorted(verdicts, key=str.lower)]
-            kills, anew = sum(o.kills for o in mine), sum(o.begun_anew for o in mine)
-            if kills:
-                said.append(f"{kills} kills")
-            if anew:
-                said.append(f"{anew} starts {'refused' if trainer == 'knapsack' else 'failed'}")
-            cells.append(", ".join(said) or "-")
-        lines.append(f"| {scenario} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", choices=["short", "long"], default="short")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="a scenario, for example 'kill and resume'")
+    parser.add_argument("--only", default="", help="how the name of a scenario begins, for example killed")
     parser.add_argument("--output", type=Path, help="the JSON file; by default in outputs/faults")
     parser.add_argument("--limit", type=float, default=90.0, help="seconds that one start of a run may take")
     options = parser.parse_args()
@@ -163,7 +152,7 @@ def main() -> int:
         lab = Lab(Path(folder), options.limit)
         references = References(lab)
         tests = tests_of(options.profile, lab, references, random.Random(options.seed))
-        tests = [test for test in tests if options.only in (None, test[0])]
+        tests = [test for test in tests if test[0].startswith(options.only)]
         bar = tqdm(tests, unit="test", disable=not sys.stderr.isatty())
         for scenario, test in bar:
             bar.set_description(scenario)
@@ -178,9 +167,11 @@ def main() -> int:
             told = about | {"seconds": round(time.monotonic() - begin), "outcomes": [o.plain() for o in outcomes]}
             output.write_text(json.dumps(told, indent=1) + "\n")
     kills = sum(o.kills for o in outcomes if o.trainer == "knapsack")
-    print(f"\n{about['command']}, commit {about['commit']}, {about['date']}, {time.monotonic() - begin:.0f} s")
-    print(f"{lab.starts} processes, {kills} kills of KnapsackGRPOTrainer; every test in {output.name}\n")
-    print(table(outcomes))
+    print(f"\n{heading(told)}")
+    print(
+        f"{lab.starts} processes, {kills} kills of KnapsackGRPOTrainer, {told['seconds']} s; every test in {output}\n"
+    )
+    print(table(told["outcomes"]))
     return int(any(not o.is_well for o in outcomes if o.trainer == "knapsack"))
 
 

@@ -2,24 +2,30 @@
 
 import contextlib
 import ctypes
+import json
 import os
 import random
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import loopback_hub
 import numpy as np
+import pytest
 import torch
 from processes import Kill, Lab, Leg, checkpoints, fork
-from training import LIMITS, SETTINGS, STEPS, Task
+from training import LIMITS, SETTINGS, STEPS, Task, growth, own_memory
+from trl import ModelConfig, ScriptArguments
 
-from trl_knapsack import SuccessRateTracker, get_rule
+from trl_knapsack import KnapsackGRPOConfig, SuccessRateTracker, get_rule
 from trl_knapsack.allocation import Allocation
 from trl_knapsack.tracking import STATE_FILE, RolloutHistory, RolloutRecord
 from trl_knapsack.tracking.history import HistoryWriter
+from trl_knapsack.tracking.state_file import FIELDS, write_state
 from trl_knapsack.training.checkpoints import load_window
 from trl_knapsack.training.plan import plan_rollouts
 
@@ -112,6 +118,12 @@ def draw_kill(rng: random.Random, duration: float, how: str, processes: int) -> 
     return rng.randint(1, 90)
 
 
+def killed_scenario(processes: int, jit: bool) -> str:
+    return (
+        "killed, a checkpoint on SIGTERM" if jit else f"killed, {'one process' if processes == 1 else 'two processes'}"
+    )
+
+
 def kill_and_resume(
     lab: Lab,
     references: References,
@@ -134,7 +146,7 @@ def kill_and_resume(
     reference = references(trainer, processes, options(settings, limits))
     name = f"kill-{lab.starts}"
     case = f"{processes} process{'es' * (processes > 1)}, {how}{' with a checkpoint' * jit}, {settings}, {limits}"
-    outcome = Outcome("kill and resume", trainer, case, EQUAL, starts=0)
+    outcome = Outcome(killed_scenario(processes, jit), trainer, case, EQUAL, starts=0)
     begin, folder, planned = time.monotonic(), lab.folder / name, kills
     while outcome.starts < 3 * kills + 6:
         task = lab.task(trainer, name, changes, resume=bool(checkpoints(folder)))
@@ -270,24 +282,46 @@ def damaged_files(lab: Lab, references: References, rng: random.Random, damages:
     changes = options("windows", "two kept")
     lab.run(lab.task("knapsack", base.name, changes), on_rank={0: {"bad_reward": "dies", "bad_from": 6}})
     for name, load in ((STATE_FILE, _load_state), ("knapsack_window_0.safetensors", _load_window)):
-        file = newest(base) / name
-        answer, seed = lab.folder / f"damaged-{lab.starts}.txt", rng.randrange(2**32)
-        lab.starts += 1
-        begin = time.monotonic()
-        # in a process of its own, should a damaged file end the process that reads it
-        pid = fork(lambda file=file, load=load, answer=answer, seed=seed: _damage(file, load, damages, seed, answer))
-        _, status = os.waitpid(pid, 0)
-        wrong = answer.read_text() if answer.exists() else f"the reader ended with status {status}"
-        yield Outcome(
-            "damaged file",
-            "knapsack",
-            f"{name}, {damages} damages",
-            ERROR if wrong else REFUSED,
-            wrong[:300].replace(str(lab.folder), "..."),
-            checks=damages,
-            seconds=time.monotonic() - begin,
-        )
+        file, seed = newest(base) / name, rng.randrange(2**32)
+        yield _in_a_child(lab, "damaged file", name, damages, lambda f=file, r=load, s=seed: _damage(f, r, damages, s))
     shutil.rmtree(base)
+
+
+def _in_a_child(lab: Lab, scenario: str, what: str, checks: int, wrong: Callable[[], list[str]]) -> Outcome:
+    """
+    `checks` attempts in a process of its own, should one of them end the process.
+
+    Args:
+        wrong (`Callable[[], list[str]]`): Makes them, and returns a sentence for each that did not end well.
+    """
+    begin = time.monotonic()
+    leg = _child(lab, wrong)
+    found = leg.answers[0]
+    if found is None:
+        said = f"the process {'hung' if leg.is_late else 'ended'}, with status {leg.statuses[0]}"
+    else:
+        said = f"{len(found)} of {checks}: {'; '.join(found[:3])}" if found else ""
+    return Outcome(
+        scenario,
+        "knapsack",
+        f"{what}, {checks} times",
+        ERROR if said else REFUSED,
+        said[:400].replace(str(lab.folder), "..."),
+        checks=checks,
+        seconds=time.monotonic() - begin,
+    )
+
+
+def _child(lab: Lab, body: Callable[[], Any], limit: float = 900.0) -> Leg:
+    """What `body` returns, as JSON can hold it, from a process of its own: the only answer of the leg."""
+    begin, answer = time.monotonic(), lab.folder / f"child-{lab.starts}.json"
+    lab.starts += 1
+
+    def write() -> int:
+        answer.write_text(json.dumps(body()))
+        return 0
+
+    return lab.wait([(fork(write), answer)], begin, lab.folder, None, limit)
 
 
 def _load_state(path: Path) -> list:
@@ -302,7 +336,7 @@ def _load_window(path: Path) -> list:
     return [step, *(repr([(k, v.tolist() if torch.is_tensor(v) else v) for k, v in b.items()]) for b in batches)]
 
 
-def _damage(file: Path, load: Callable[[Path], list], damages: int, seed: int, answer: Path) -> int:
+def _damage(file: Path, load: Callable[[Path], list], damages: int, seed: int) -> list[str]:
     rng, whole, right = random.Random(seed), file.read_bytes(), load(file)
     copy = file.with_name("damaged-" + file.name)
     wrong = []
@@ -325,8 +359,161 @@ def _damage(file: Path, load: Callable[[Path], list], damages: int, seed: int, a
                 wrong.append(f"{how:.2f} at {at}: {type(error).__name__}, which does not name the file: {error}")
         except BaseException as error:
             wrong.append(f"{how:.2f} at {at}: {type(error).__name__}: {error}")
-    answer.write_text(f"{len(wrong)} of {damages}: {'; '.join(wrong[:3])}" if wrong else "")
-    return 0
+    return wrong
+
+
+# ------------------------------------------------------------------------------------------------ what strangers wrote
+
+
+def hostile_files(lab: Lab, rng: random.Random, states: int, configs: int) -> Iterator[Outcome]:
+    """Success rates and configurations that somebody wrote to do harm: sound files, whose content is not."""
+    folder, seeds = lab.folder / f"hostile-{lab.starts}", (rng.randrange(2**32), rng.randrange(2**32))
+    folder.mkdir()
+    yield _in_a_child(lab, "hostile file", "success rates", states, lambda: _hostile_states(folder, states, seeds[0]))
+    yield _in_a_child(
+        lab, "hostile file", "configuration", configs, lambda: _hostile_configs(folder, configs, seeds[1])
+    )
+
+
+_NUMBERS = (
+    0.0,
+    1.0,
+    0.5,
+    -1.0,
+    1e11,
+    1.1e11,
+    1e12,
+    1e308,
+    5e-324,
+    -0.0,
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+    55.0,
+)
+
+
+def _hostile_states(folder: Path, states: int, seed: int) -> list[str]:
+    """Files with a right digest over wrong numbers: refused, or every rule can allocate with them."""
+    rng, path, wrong = random.Random(seed), folder / STATE_FILE, []
+    rules = [get_rule(name) for name in ("posterior", "paper", "filter", "uniform")]
+    for _ in range(states):
+        prompts = rng.randint(1, 6)
+        keys = [rng.choice(["a", "b\x1b[31m", "", "\ud83d", "=1+1", "k" * 99, f"{n}"]) for n in range(prompts)]
+        arrays = {
+            name: np.array([rng.choice(_NUMBERS) if rng.random() < 0.2 else 1.0 for _ in keys]).astype(dtype)
+            for name, dtype in FIELDS.items()
+        }
+        write_state(path, keys, arrays)
+        tracker = SuccessRateTracker()
+        try:
+            tracker.load(path)
+        except ValueError as error:
+            if path.name not in str(error) or "\n" in str(error) or "\x1b" in str(error):
+                wrong.append(f"{error!r}")
+            continue
+        except BaseException as error:
+            wrong.append(f"{type(error).__name__}: {error}")
+            continue
+        try:
+            for rule in rules:
+                counts = rule(tracker.evidence(keys), 8 * prompts, 2, 64).counts
+                if sum(counts) != 8 * prompts:
+                    wrong.append(f"counts {counts} with {arrays}")
+            tracker.observe(keys, [1.0] * prompts, [2.0] * prompts)
+        except BaseException as error:
+            wrong.append(f"accepted, then {type(error).__name__}: {error}")
+    return wrong
+
+
+# What a configuration from the Hub must leave as it is by default: it concerns the machine, its files and its accounts.
+_UNTOUCHED = (
+    *("output_dir", "report_to", "run_name", "push_to_hub", "hub_token", "hub_model_id", "deepspeed", "fsdp"),
+    *("resume_from_checkpoint", "trust_remote_code", "dataloader_num_workers", "save_total_limit", "save_steps"),
+    *("torch_compile_backend", "vllm_server_base_url", "logging_dir", "log_completions_hub_repo", "ddp_backend"),
+)
+_VALUES = (
+    *("os.system", "them/code", "/etc/passwd", "../../x", "$(touch {touched})", "`touch {touched}`", "true", "null"),
+    *(
+        "-1",
+        "0",
+        "1",
+        "2",
+        "1e400",
+        "-.inf",
+        ".nan",
+        "9" * 40,
+        "9" * 5000,
+        "0x7fffffffffffffff",
+        "[]",
+        "{{}}",
+        "''",
+        "[[[]]]",
+    ),
+    *('"\\e]0;x\\a"', '"\\0"', "[os.system]", "{{trust_remote_code: true}}", "{{a: {{custom_generate: them/code}}}}"),
+    *(
+        "!!python/object/apply:os.system ['touch {touched}']",
+        "!!python/name:os.system ''",
+        "!!binary aGk=",
+        "!!set {{a}}",
+    ),
+    *(
+        "!!python/object/new:subprocess.Popen [[touch, '{touched}']]",
+        "2001-12-14",
+        "&a [*a]",
+        "[" * 3000,
+        "- - - a",
+        "? x",
+    ),
+)
+
+
+def _hostile_configs(folder: Path, configs: int, seed: int) -> list[str]:
+    """
+    Configurations of a stranger, from a Hub or a file: refused, or read without anything being executed, and without
+    touching what is the user's.
+    """
+    rng, touched, wrong = random.Random(seed), folder / "touched", []
+    names = [f.name for t in (KnapsackGRPOConfig, ScriptArguments, ModelConfig) for f in fields(t)]
+    executed = []
+    sys.addaudithook(
+        lambda event, what: (
+            executed.append((event, what))
+            if event in ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn")
+            else None
+        )
+    )
+    plain = KnapsackGRPOConfig(str(folder), use_cpu=True, bf16=False)
+    with pytest.MonkeyPatch.context() as patch, loopback_hub.LoopbackHub() as hub:
+        loopback_hub.connect(hub, patch, str(folder / "cache"))
+        for number in range(configs):
+            lines = [
+                f"{rng.choice(names)}: {rng.choice(_VALUES).format(touched=touched)}" for _ in range(rng.randint(1, 2))
+            ]
+            content = rng.choice(lines[0][:1]) + rng.choice(_VALUES) if rng.random() < 0.05 else "\n".join(lines)
+            from_hub = rng.random() < 0.5
+            if from_hub:
+                name = f"them/config{number}"
+                hub.put(name, knapsack_config__yaml=content)
+            else:
+                name = str(folder / "theirs.yaml")
+                Path(name).write_text(content)
+            try:
+                config = KnapsackGRPOConfig.from_pretrained(name, output_dir=str(folder), use_cpu=True, bf16=False)
+            except (ValueError, OSError, ImportError) as error:
+                if "\x1b" in str(error):
+                    wrong.append(f"{content!r}: an escape in the error")
+            except BaseException as error:
+                wrong.append(f"{content[:200]!r}: {type(error).__name__}: {str(error)[:200]}")
+            else:
+                differs = [name for name in _UNTOUCHED if getattr(config, name, None) != getattr(plain, name, None)]
+                if from_hub and differs:
+                    wrong.append(f"{content[:200]!r} set {differs}")
+            if executed or touched.exists():
+                wrong.append(f"{content[:200]!r} executed {executed}")
+                executed.clear()
+                touched.unlink(missing_ok=True)
+    return wrong
 
 
 # ---------------------------------------------------------------------------------------------------- ranks, rewards
@@ -441,31 +628,22 @@ def full_disks(lab: Lab, references: References, trainer: str) -> Iterator[Outco
 
 def many_batches(lab: Lab, batches: int, seed: int) -> Outcome:
     """Thousands of batches without a model: memory and time stay flat, every budget is spent, beliefs follow the truth."""
-    answer = lab.folder / f"batches-{lab.starts}.txt"
-    begin = time.monotonic()
-    pid = fork(lambda: _batches(lab.folder / f"batches-{lab.starts}.jsonl", batches, seed, answer))
-    _, status = os.waitpid(pid, 0)
-    said = answer.read_text() if answer.exists() else f"status {status}"
-    verdict = ENDED if status == 0 else ERROR
-    return Outcome(
-        "many batches",
-        "knapsack",
-        f"{batches} batches",
-        verdict,
-        said,
-        checks=batches,
-        seconds=time.monotonic() - begin,
-    )
+    begin, file = time.monotonic(), lab.folder / f"batches-{lab.starts}.jsonl"
+    leg = _child(lab, lambda: _batches(file, batches, seed))
+    said, is_well = leg.answers[0] or (f"status {leg.statuses[0]}", False)
+    case, seconds = f"{batches} batches without a model", time.monotonic() - begin
+    return Outcome("long run", "knapsack", case, ENDED if is_well else ERROR, said, seconds=seconds)
 
 
-def _batches(file: Path, batches: int, seed: int, answer: Path) -> int:
+def _batches(file: Path, batches: int, seed: int) -> tuple[str, bool]:
+    """What was seen, and whether it is well."""
     rng = np.random.default_rng(seed)
     prompts, size, ranks = 2000, 32, 4
     truth = rng.random(prompts)
     rule, tracker, writer = get_rule("posterior"), SuccessRateTracker(), HistoryWriter(file)
-    page, memory, seconds = os.sysconf("SC_PAGE_SIZE"), [], []
+    memory, seconds = [], []
     for batch in range(batches):
-        started = time.perf_counter()
+        started = time.process_time()
         chosen = rng.choice(prompts, size, replace=False)
         keys = tuple(f"p{i}" for i in chosen)
         evidence = tracker.evidence(keys)
@@ -477,12 +655,10 @@ def _batches(file: Path, batches: int, seed: int, answer: Path) -> int:
             or counts.min() < 2
             or (np.bincount(plan.row_prompt, minlength=size) != counts).any()
         ):
-            answer.write_text(f"batch {batch}: counts {counts}")
-            return 1
+            return f"batch {batch}: counts {counts}", False
         won = rng.binomial(counts, truth[chosen]).astype(float)
         tokens = rng.integers(1, 50, size) * counts
         record = RolloutRecord(
-            keys=keys,
             evidence=evidence,
             allocation=Allocation(counts),
             solver_seconds=0.0,
@@ -496,24 +672,43 @@ def _batches(file: Path, batches: int, seed: int, answer: Path) -> int:
         record.metrics()
         tracker.observe(keys, won, counts, rollouts=counts, tokens=tokens)
         writer.append(record, batch + 1, batch / 100, "posterior")
-        seconds.append(time.perf_counter() - started)
-        memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * page)
-    # Flat: after every prompt has been met, nothing grows, and no batch takes longer.
-    settled = batches // 4
-    growth = (np.mean(memory[-settled // 2 :]) - np.mean(memory[settled : settled + settled // 2])) / 2**20
-    slower = np.median(seconds[-settled:]) / np.median(seconds[settled : 2 * settled])
+        seconds.append(time.process_time() - started)
+        memory.append(own_memory())
+    grown, slower = growth(memory), growth(seconds, np.median, ratio=True)
     known = tracker.evidence([f"p{i}" for i in range(prompts) if f"p{i}" in tracker])
     met = [i for i in range(prompts) if f"p{i}" in tracker]
     # A posterior with a memory of some visits is noisy, but not off to one side.
     bias = float(np.mean(known.alpha / (known.alpha + known.beta) - truth[met]))
     length = len(RolloutHistory.load(file))
     said = (
-        f"memory {growth:+.1f} MiB from the second quarter to the last, time of a batch x{slower:.2f} "
+        f"memory {grown:+.1f} MiB from the third eighth to the last, time of a batch x{slower:.2f} "
         f"({1e3 * np.median(seconds):.1f} ms), believed rates {bias:+.3f} off on average"
     )
-    answer.write_text(said)
     file.unlink()
-    return int(not (growth < 8 and slower < 1.5 and abs(bias) < 0.05 and length == batches))
+    return said, bool(grown < 8 and slower < 1.5 and abs(bias) < 0.05 and length == batches)
+
+
+def long_runs(lab: Lab, steps: int) -> Iterator[Outcome]:
+    """
+    A run of many steps, with a checkpoint at every hundredth: memory and the time of a step stay flat. transformers and
+    torch themselves keep a few KiB of each step, so TRL's own trainer goes first, and says how much that is.
+    """
+    theirs = None
+    for trainer in ("grpo", "knapsack"):
+        changes = options("windows", "two kept", max_steps=steps, save_steps=100)
+        leg = lab.run(lab.task(trainer, f"long-{lab.starts}", changes, watched=True), limit=600)
+        outcome = Outcome("long run", trainer, f"{steps} steps", LATE, seconds=leg.seconds)
+        if has_ended(leg):
+            end = leg.answers[0]["ended"]
+            theirs = theirs or end
+            is_flat = end["memory"] < theirs["memory"] + 4 and end["time"] < theirs["time"] + 0.3
+            outcome.verdict = ENDED if is_flat else DIFFERENT
+            outcome.detail = (
+                f"memory {end['memory']:+.1f} MiB from the third eighth to the last, time of a step x{end['time']:.2f}"
+            )
+        elif leg.error():
+            outcome.verdict, outcome.detail = ERROR, leg.error()[0][:300]
+        yield outcome
 
 
 def two_runs(lab: Lab, references: References, trainer: str) -> Outcome:

@@ -3,9 +3,12 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import sys
+import time
 import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +58,7 @@ class Task:
         fill (`bool`): Whether to fill the disk of the folder just before the end.
         file_limit (`int`, *optional*): Bytes that a file may have, where no small disk can be had.
         dies_before_rng (`bool`): Whether the rank is killed before it saves its random state.
+        watched (`bool`): Whether memory and time are noted at each step.
     """
 
     trainer: str
@@ -69,11 +73,10 @@ class Task:
     fill: bool = False
     file_limit: int | None = None
     dies_before_rng: bool = False
+    watched: bool = False
 
 
 def forever():
-    import time
-
     while True:
         time.sleep(1)
 
@@ -116,6 +119,35 @@ class FillDisk(TrainerCallback):
                         file.write(bytes(4096))
             except OSError:
                 pass
+
+
+def own_memory() -> float:
+    """MiB that this process holds, without the files that are mapped into it."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"^RssAnon:\s+(\d+) kB", status, re.MULTILINE)[1]) / 1024
+
+
+def growth(values: Sequence[float], mean: Callable = np.mean, ratio: bool = False) -> float:
+    """
+    How much more at the end of a run than after its beginning: the last eighth against the third one. Before that every
+    prompt is met for the first time, and libraries fill their caches.
+    """
+    eighth = len(values) // 8
+    early, late = mean(values[2 * eighth : 3 * eighth]), mean(values[-eighth:])
+    return float(late / early if ratio else late - early)
+
+
+class Watch(TrainerCallback):
+    """Memory at each step, and the processor time that it took, which other processes do not lengthen."""
+
+    def __init__(self):
+        self.memory, self.seconds, self._before = [], [], time.process_time()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        now = time.process_time()
+        self.memory.append(own_memory())
+        self.seconds.append(now - self._before)
+        self._before = now
 
 
 def die_at(event: int) -> None:
@@ -161,7 +193,7 @@ def train(task: Task) -> dict[str, Any]:
         reward_funcs=reward,
         args=config_class(**options),
         train_dataset=tiny.prompts(),
-        callbacks=[FillDisk(task.folder)] if task.fill else None,
+        callbacks=[*([FillDisk(task.folder)] if task.fill else []), *([watch := Watch()] if task.watched else [])],
     )
     if task.die_at_event is not None:
         die_at(task.die_at_event)
@@ -173,14 +205,15 @@ def train(task: Task) -> dict[str, Any]:
         weights.update(parameter.detach().numpy().tobytes())
         finite = finite and bool(torch.isfinite(parameter).all())
     end = {"step": trainer.state.global_step, "weights": weights.hexdigest(), "finite": finite}
+    if task.watched:
+        # a window of four steps is generated in its first
+        end |= {"memory": growth(watch.memory), "time": growth(watch.seconds, ratio=True)}
     if task.trainer == "knapsack":
         end |= _what_is_known(trainer, rank, Path(task.folder))
     return end
 
 
 def _slow_death(self, output_dir: str) -> None:
-    import time
-
     time.sleep(0.5)  # the other ranks write all that is theirs
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -1,9 +1,11 @@
 import builtins
+import re
 
 import numpy as np
 import pytest
 
 from trl_knapsack.allocation import allocate, expected_values
+from trl_knapsack.errors import install_command
 
 
 RATES = np.array([0.1, 0.3, 0.3, 0.7, 0.95, 0.0])
@@ -44,5 +46,5 @@ def test_missing_library_is_named(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", no_pymoo)
-    with pytest.raises(ImportError, match=r"pip install .trl-knapsack\[genetic\]"):
+    with pytest.raises(ImportError, match=re.escape(install_command("genetic"))):
         allocate(RATES, 36, value=lambda counts: 0.0, solver="genetic")

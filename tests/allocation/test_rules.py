@@ -127,6 +127,17 @@ def test_paper_with_nothing_left_is_the_knapsack_of_the_last_rates():
     assert get_rule("paper")(evidence(rates), 32, 2, 128).counts.tolist() == allocate(rates, 32).counts.tolist()
 
 
+@pytest.mark.parametrize("confidence", [0.0, 0.9, 1.0])
+@pytest.mark.parametrize("rate", [5e-324, 1e-300, 1e-17, 1 - 2**-53])
+def test_paper_with_a_rate_next_to_0_or_1(rate, confidence):
+    """A group of such a prompt is never mixed with confidence: it may have all that there is."""
+    rule = PaperRule(confidence=confidence)
+    counts = rule(evidence([rate, 1, 1, 0]), 32, 2, 20).counts
+    assert counts.sum() == 32 and counts.min() >= 2 and counts.max() <= 20
+    if confidence:
+        assert counts[0] == 20
+
+
 def test_unknown_name():
     with pytest.raises(ValueError, match="allocation 'best' is not known; choose one of 'posterior', 'paper'"):
         get_rule("best")

@@ -6,7 +6,7 @@ import tiny_chat
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_knapsack.evaluation import evaluate_policy, sample_completions
+from trl_knapsack.evaluation import evaluate_policy, probe_policy, sample_completions
 
 
 OPTIONS = {"max_completion_length": 6, "progress": False}
@@ -59,3 +59,15 @@ def test_evaluate_with_vllm(folder):
     assert seen[0] == seen[1]
     of_one_prompt = [completion[0]["content"] for completion in seen[0][1][:4]]
     assert len(set(of_one_prompt)) > 1
+
+
+def test_probe_with_vllm(folder, tmp_path, monkeypatch):
+    """One engine for several calls, and a rate for every prompt."""
+    monkeypatch.setattr("trl_knapsack.evaluation.probe._VLLM_CHUNK", 8)
+    dataset = tiny_chat.prompts()
+    found = probe_policy(
+        folder, dataset, lambda completions, **kwargs: [1.0] * len(completions), tmp_path / "rates.jsonl",
+        prompt_id_column="name", **OPTIONS, **VLLM,
+    )  # fmt: skip
+    assert [(problem.id, problem.n, problem.c) for problem in found.results] == [(i, 4, 4) for i in dataset["name"]]
+    assert found.rollouts == 4 * len(dataset) and found.tokens >= found.rollouts

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .._notebook import html_table
 from ..errors import InvalidInputError
-from .arrays import ArrayRecord, html_table, short
+from .arrays import ArrayRecord, short
 from .evidence import BetaBeliefs
 from .kernels import Gains, fill_level
 from .selection import select, values_and_gains

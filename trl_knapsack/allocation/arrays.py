@@ -1,8 +1,6 @@
-"""What frozen records of arrays have in common: equality, short representations, and tables for a notebook."""
+"""What frozen records of arrays have in common: equality and short representations."""
 
-from collections.abc import Sequence
 from dataclasses import fields
-from html import escape
 
 import numpy as np
 
@@ -47,10 +45,3 @@ def short(value: object) -> str:
     if isinstance(value, tuple) and len(value) > 4:
         return f"({value[0]!r}, {value[1]!r}, ..., {value[-1]!r}) ({len(value)})"
     return f"{value:.6g}" if isinstance(value, float) else repr(value)
-
-
-def html_table(header: Sequence[str], rows: Sequence[Sequence[object]], note: str = "") -> str:
-    """A table for a notebook."""
-    lines = ["<table>", "<tr>" + "".join(f"<th>{escape(name)}</th>" for name in header) + "</tr>"]
-    lines += ["<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows]
-    return "\n".join([*lines, "</table>", *([f"<p>{escape(note)}</p>"] if note else [])])

@@ -1,6 +1,6 @@
 """What is known of prompts before their rollouts are allocated."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -78,6 +78,12 @@ class Evidence(ArrayRecord):
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def take(self, prompts: np.ndarray) -> "Evidence":
+        """What is known of some of the prompts; `prompts` are their indices, or `(P,)` true or false."""
+        index = np.arange(len(self))[prompts]
+        arrays = {field.name: getattr(self, field.name)[index] for field in fields(self) if field.name != "keys"}
+        return Evidence(keys=tuple(self.keys[i] for i in index), **arrays)
 
     @property
     def beliefs(self) -> BetaBeliefs:

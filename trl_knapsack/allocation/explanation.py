@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .._notebook import html_table
 from ..errors import missing_extra
 from .allocator import Allocation, check_budget, equal_shares
-from .arrays import ArrayRecord, html_table
+from .arrays import ArrayRecord
 from .difficulty import FINE_EDGES, classify
 from .evidence import BetaBeliefs
 from .rules import PaperRule
@@ -82,7 +83,8 @@ class Explanation(ArrayRecord):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return html_table(*self._table())
+        header, rows, summary = self._table()
+        return html_table(header, rows, note=summary)
 
     def _table(self) -> tuple[list[str], list[list[str]], str]:
         """Header, rows and the line below them, all in words."""

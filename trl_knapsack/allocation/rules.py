@@ -105,8 +105,9 @@ class PaperRule:
         mixed = (rates > 0.0) & (rates < 1.0)
         wanted = low.copy()
         if mixed.any():
-            with np.errstate(divide="ignore"):
-                needed = np.log1p(-self.confidence) / np.log(np.maximum(rates[mixed], 1.0 - rates[mixed]))
+            # log1p, as 1 - p is 1 for the smallest rates; over and divide, as their answer is infinite
+            with np.errstate(divide="ignore", over="ignore"):
+                needed = np.log1p(-self.confidence) / np.log1p(-np.minimum(rates[mixed], 1.0 - rates[mixed]))
             wanted[mixed] = np.minimum(low[mixed] + np.minimum(needed, 2.0**31).astype(np.int64), high[mixed])
         counts = low.copy()
         left = budget - int(low.sum())

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ..errors import KnapsackError
-from .commands import allocate, evaluate, inspect, plot, simulate, train
+from .commands import allocate, evaluate, inspect, plot, probe, simulate, train
 
 
 COMMANDS = {
@@ -22,6 +22,7 @@ COMMANDS = {
     "inspect": inspect,
     "plot": plot,
     "evaluate": evaluate,
+    "probe": probe,
 }
 
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from .metrics import METRICS as METRICS
     from .metrics import metric_path as metric_path
     from .policy import evaluate_policy as evaluate_policy
+    from .probe import Probe as Probe
+    from .probe import probe_policy as probe_policy
     from .results import Comparison as Comparison
     from .results import EvaluationResults as EvaluationResults
     from .results import ProblemResult as ProblemResult
@@ -37,6 +39,8 @@ _MODULES = {
     "ProblemResult": "results",
     "compare": "results",
     "evaluate_policy": "policy",
+    "Probe": "probe",
+    "probe_policy": "probe",
     "sample_completions": "sampling",
     "exact_answers": "answers",
     "math_answers": "answers",

@@ -78,7 +78,7 @@ def _parse(text: str) -> tuple:
         parse(
             text,
             extraction_config=[latex, ExprExtractionConfig()],
-            parsing_timeout=10 if _in_main_thread() else None,
+            parsing_timeout=10 if _in_main_thread() else None,  # pyright: ignore[reportArgumentType]  # None is no limit
         )
     )
 

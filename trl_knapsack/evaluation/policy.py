@@ -20,12 +20,13 @@ from .sampling import load_tokenizer, sample_completions
 
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel
 
 
 def evaluate_policy(
     model: "str | PreTrainedModel",
-    dataset: Iterable[Mapping[str, Any]],
+    dataset: "Dataset | Iterable[Mapping[str, Any]]",
     reward_func: Callable[..., list[float | None]],
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -86,11 +87,7 @@ def evaluate_policy(
         ```
     """
     rows = [dict(row) for row in dataset]
-    for number, row in enumerate(rows):
-        if not row.get("prompt"):
-            raise InvalidInputError(
-                f"Row {number} has no prompt, only {sorted(row)}; name the column of problems `prompt`."
-            )
+    check_prompts(rows)
     keys = [prompt_key(row, prompt_id_column) for row in rows]
     EvaluationResults(ProblemResult(key, ()) for key in keys)  # two equal ids are told before hours of sampling
     tokenizer = tokenizer or load_tokenizer(model)
@@ -107,30 +104,49 @@ def evaluate_policy(
     rewards = _rewards(reward_func, rows, texts, completion_ids)
 
     problems = []
-    for key, own_texts, own_rewards in zip(keys, texts, rewards, strict=True):
+    for key, own_texts, own_rewards, own_ids in zip(keys, texts, rewards, completion_ids, strict=True):
         answers = answer_func(own_texts) if answer_func is not None else [None] * len(own_texts)
-        scored = [i for i, reward in enumerate(own_rewards) if reward is not None and not math.isnan(reward)]
+        scored = {i: float(r) for i, r in enumerate(own_rewards) if r is not None and not math.isnan(r)}
         problems.append(
             ProblemResult(
                 id=key,
-                rewards=tuple(float(own_rewards[i]) for i in scored),
+                rewards=tuple(scored.values()),
                 answers=tuple(answers[i] for i in scored) if answer_func is not None else None,
                 completions=tuple(own_texts[i] for i in scored) if keep_completions else None,
                 threshold=success_threshold,
+                tokens=sum(len(own_ids[i]) for i in scored),
             )
         )
     return EvaluationResults(problems)
 
 
+def check_prompts(rows: Iterable[Mapping[str, Any]]) -> None:
+    """
+    Refuse rows without a prompt.
+
+    Raises:
+        `ValueError`: naming the first such row.
+    """
+    for number, row in enumerate(rows):
+        if not row.get("prompt"):
+            raise InvalidInputError(
+                f"Row {number} has no prompt, only {sorted(row)}; name the column of problems `prompt`."
+            )
+
+
+def model_files(model: Any) -> list[list] | None:
+    """Name, size and time of each file in a model's folder; a run may have written another model there."""
+    if not isinstance(model, str | Path) or not Path(model).is_dir():
+        return None
+    return sorted([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in Path(model).iterdir() if f.is_file())
+
+
 def _source(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list, sampling: Mapping[str, Any]) -> dict:
     """What decides which completions are sampled, as the first line of the file that keeps them."""
-    files = None
-    if isinstance(model, str | Path) and Path(model).is_dir():  # a run may have written another model there
-        files = sorted([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in Path(model).iterdir() if f.is_file())
     asked = json.dumps([prompts, getattr(tokenizer, "chat_template", None)], default=str, ensure_ascii=False)
     return {
         "model": str(model) if isinstance(model, str | Path) else None,
-        "files": files,
+        "files": model_files(model),
         "prompts": hashlib.blake2b(asked.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest(),
         "sampling": {name: repr(value) for name, value in sorted(sampling.items()) if name != "progress"},
     }

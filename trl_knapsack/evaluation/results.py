@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -26,6 +27,7 @@ class ProblemResult:
             for nothing.
         completions (`tuple[str, ...]` of length `n`, *optional*): Texts.
         threshold (`float`, *optional*, defaults to `0.5`): A completion succeeds if its reward is at least this.
+        tokens (`int`, *optional*): Tokens of these completions together.
     """
 
     id: str
@@ -33,6 +35,7 @@ class ProblemResult:
     answers: tuple[str | None, ...] | None = None
     completions: tuple[str, ...] | None = None
     threshold: float = 0.5
+    tokens: int | None = None
 
     @property
     def successes(self) -> tuple[bool, ...]:
@@ -49,8 +52,18 @@ class ProblemResult:
         """Completions that succeed."""
         return sum(self.successes)
 
+    def as_line(self) -> dict:
+        """What a line of a file of results holds of it."""
+        line = {"id": self.id, "n": self.n, "c": self.c, "rewards": self.rewards, "threshold": self.threshold}
+        known = {name: getattr(self, name) for name in ("tokens", "answers", "completions")}
+        return line | {name: value for name, value in known.items() if value is not None}
+
     def majority_at_k(self, k: int) -> float:
         """maj@k of this problem, see [`majority_at_k`]. An answer is as right as the completions that gave it on average."""
+        if self.answers is None:
+            raise InvalidInputError(
+                f"Problem {self.id!r} has no answers to vote with; give `evaluate_policy` an `answer_func`."
+            )
         by_answer = defaultdict(list)
         for answer, success in zip(self.answers, self.successes, strict=True):
             by_answer[answer].append(success)
@@ -84,6 +97,12 @@ class EvaluationResults(Sequence[ProblemResult]):
     def __len__(self) -> int:
         return len(self.problems)
 
+    @overload
+    def __getitem__(self, index: int) -> ProblemResult: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[ProblemResult, ...]: ...
+
     def __getitem__(self, index):
         return self.problems[index]
 
@@ -100,20 +119,14 @@ class EvaluationResults(Sequence[ProblemResult]):
 
     def save(self, path: str | Path) -> None:
         """
-        Write one JSON line per problem: `id`, `n`, `c`, `rewards`, `threshold`, and `answers` and `completions` where
-        known.
+        Write one JSON line per problem: `id`, `n`, `c`, `rewards`, `threshold`, and `tokens`, `answers` and `completions`
+        where known. [`KnapsackGRPOConfig`] takes the file as `success_state_path`.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8") as file:
             for problem in self.problems:
-                line = {"id": problem.id, "n": problem.n, "c": problem.c, "rewards": problem.rewards}
-                line["threshold"] = problem.threshold
-                if problem.answers is not None:
-                    line["answers"] = problem.answers
-                if problem.completions is not None:
-                    line["completions"] = problem.completions
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.write(json.dumps(problem.as_line(), ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, path: str | Path, *, success_threshold: float | None = None) -> "EvaluationResults":
@@ -137,7 +150,7 @@ class EvaluationResults(Sequence[ProblemResult]):
             for number, text in enumerate(file, start=1):
                 if text.strip():
                     try:
-                        problems.append(_problem(json.loads(text), success_threshold))
+                        problems.append(problem_of_line(json.loads(text), success_threshold))
                     except (KeyError, TypeError, ValueError) as error:
                         raise InvalidInputError(
                             f"{path}, line {number}: not a result ({type(error).__name__}: {error}); every line needs "
@@ -165,7 +178,7 @@ class EvaluationResults(Sequence[ProblemResult]):
         empty = [problem.id for problem in self.problems if not problem.n]
         if empty:
             raise InvalidInputError(
-                f"{len(empty)} problems have no completion with a reward, the first is {empty[0]!r}; take them out with "
+                f"{len(empty)} problems have no completion with a reward, the first is {empty[0]!r}; remove them with "
                 "`results.scored()`."
             )
         n, c = np.array([(problem.n, problem.c) for problem in self.problems]).T  # (P,), (P,)
@@ -203,7 +216,13 @@ def _default_ks(n: int) -> list[int]:
     return sorted({2**i for i in range(1, n.bit_length())} | ({n} - {1}))
 
 
-def _problem(line: dict, threshold: float | None) -> ProblemResult:
+def problem_of_line(line: dict, threshold: float | None = None) -> ProblemResult:
+    """
+    The result in a line of a file of results.
+
+    Raises:
+        `KeyError`, `TypeError`, `ValueError`: if it is none.
+    """
     if "rewards" in line:
         rewards = tuple(float(reward) for reward in line["rewards"])
         threshold = float(line.get("threshold", 0.5) if threshold is None else threshold)
@@ -211,13 +230,14 @@ def _problem(line: dict, threshold: float | None) -> ProblemResult:
         threshold = 0.5
         n, c = line["n"], line["c"]
         if not 0 <= c <= n:
-            raise ValueError(f"c ({c}) must be within 0 and n ({n})")
+            raise ValueError(f"c ({c}) must be between 0 and n ({n})")
         rewards = (1.0,) * c + (0.0,) * (n - c)
     columns = {name: tuple(line[name]) for name in ("answers", "completions") if line.get(name) is not None}
     for name, values in columns.items():
         if len(values) != len(rewards):
             raise ValueError(f"{len(values)} {name} for {len(rewards)} rewards")
-    return ProblemResult(str(line["id"]), rewards, threshold=threshold, **columns)
+    tokens = None if line.get("tokens") is None else int(line["tokens"])
+    return ProblemResult(str(line["id"]), rewards, threshold=threshold, tokens=tokens, **columns)
 
 
 @dataclass(frozen=True, repr=False)

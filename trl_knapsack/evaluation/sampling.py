@@ -14,13 +14,14 @@ from ..errors import InvalidInputError, missing_extra
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from vllm import LLM
 
 
 Prompt = str | list[dict[str, Any]]
 
 
 def sample_completions(
-    model: "str | PreTrainedModel",
+    model: "str | PreTrainedModel | LLM",
     prompts: Sequence[Prompt],
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -40,8 +41,8 @@ def sample_completions(
     Sample completions as TRL does in training: plain prompts as they are, conversations through the chat template.
 
     Args:
-        model (`str` or `PreTrainedModel`):
-            Name on the Hub, folder of a checkpoint (also one of a PEFT adapter), or a loaded model.
+        model (`str`, `PreTrainedModel` or `vllm.LLM`):
+            Name on the Hub, folder of a checkpoint (also one of a PEFT adapter), or a loaded model; for vLLM its engine.
         prompts (`Sequence[str | list[dict]]` of length `P`):
             Plain texts or conversations.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
@@ -81,7 +82,7 @@ def sample_completions(
         raise InvalidInputError(f"temperature ({temperature}) must be at least 0.")
     if temperature == 0 and num_generations > 1:
         raise InvalidInputError(
-            f"With temperature 0 all {num_generations} completions of a prompt are the same one; set num_generations to 1, "
+            f"With temperature 0 all {num_generations} completions of a prompt are identical; set num_generations to 1, "
             "or raise the temperature."
         )
     tokenizer = tokenizer or load_tokenizer(model)
@@ -95,13 +96,43 @@ def sample_completions(
         "seed": seed,
         "progress": progress,
     }
+    sampler = load_sampler(model, use_vllm=use_vllm, vllm_kwargs=vllm_kwargs, seed=seed)
+    if not use_vllm:
+        return _with_transformers(sampler, tokenizer, prompt_ids, batch_size=batch_size, **options)
+    completions = _with_vllm(sampler, prompt_ids, **options)
+    if sampler is not model:
+        del sampler
+        gc.collect()  # stops the engine, so that its memory is free for the next model
+    return completions
+
+
+def load_sampler(
+    model: "str | PreTrainedModel | LLM",
+    *,
+    use_vllm: bool = False,
+    vllm_kwargs: dict[str, Any] | None = None,
+    seed: int = 42,
+) -> "PreTrainedModel | LLM":
+    """
+    What [`sample_completions`] samples from, loaded once for several calls; what is loaded already comes back as it is.
+
+    Args:
+        model, use_vllm, vllm_kwargs, seed: As for [`sample_completions`].
+
+    Raises:
+        `ValueError`: for options that exclude each other, or a model that vLLM does not take.
+        `ImportError`: if vLLM is asked for and missing.
+    """
     if use_vllm:
-        return _with_vllm(model, prompt_ids, vllm_kwargs=vllm_kwargs or {}, **options)
+        return _load_engine(model, vllm_kwargs or {}, seed)
     if vllm_kwargs:
         raise InvalidInputError(
             f"vllm_kwargs ({vllm_kwargs}) have no effect without use_vllm; set it, or leave them out."
         )
-    return _with_transformers(model, tokenizer, prompt_ids, batch_size=batch_size, **options)
+    if not isinstance(model, str | Path):
+        return model
+    accelerator = torch.accelerator.current_accelerator()
+    return AutoModelForCausalLM.from_pretrained(model, dtype="auto").to(accelerator or "cpu")
 
 
 def load_tokenizer(model: "str | PreTrainedModel") -> PreTrainedTokenizerBase:
@@ -119,23 +150,26 @@ def load_tokenizer(model: "str | PreTrainedModel") -> PreTrainedTokenizerBase:
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, chat_template_kwargs: dict[str, Any]) -> list[int]:
+    encoded: Any
     if isinstance(prompt, str):
-        return tokenizer(text=prompt)["input_ids"]
-    return tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **chat_template_kwargs
-    )["input_ids"]
+        encoded = tokenizer(text=prompt)
+    else:
+        encoded = tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **chat_template_kwargs
+        )
+    return encoded["input_ids"]
 
 
 def _end_tokens(tokenizer: PreTrainedTokenizerBase, config: GenerationConfig) -> list[int]:
     """A chat model's generation config may know more end tokens than its tokenizer."""
-    known = config.eos_token_id
-    ends = known if isinstance(known, list) else [] if known is None else [known]
-    return sorted({*ends, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])})
+    known: Any = config.eos_token_id
+    ends = [*(known if isinstance(known, list) else [known]), tokenizer.eos_token_id]
+    return sorted({token for token in ends if token is not None})
 
 
 @torch.no_grad()
 def _with_transformers(
-    model: "str | PreTrainedModel",
+    model: Any,  # whose class transformers' types do not know to generate
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: list[list[int]],
     *,
@@ -148,9 +182,6 @@ def _with_transformers(
     batch_size: int,
     progress: bool,
 ) -> list[list[list[int]]]:
-    if isinstance(model, str | Path):
-        accelerator = torch.accelerator.current_accelerator()
-        model = AutoModelForCausalLM.from_pretrained(model, dtype="auto").to(accelerator or "cpu")
     ends = _end_tokens(tokenizer, model.generation_config)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0] if ends else 0
     sampling = {"do_sample": False}
@@ -198,19 +229,9 @@ def _until(ids: list[int], ends: list[int]) -> list[int]:
     return ids[: next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))]
 
 
-def _with_vllm(
-    model: "str | PreTrainedModel",
-    prompt_ids: list[list[int]],
-    *,
-    num_generations: int,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    max_completion_length: int,
-    seed: int,
-    progress: bool,
-    vllm_kwargs: dict[str, Any],
-) -> list[list[list[int]]]:
+def _load_engine(model: "str | PreTrainedModel | LLM", vllm_kwargs: dict[str, Any], seed: int) -> "LLM":
+    if hasattr(model, "llm_engine"):
+        return model
     if not isinstance(model, str | Path):
         raise InvalidInputError(
             "vLLM loads models itself; give the name or the folder of the model instead of the model."
@@ -221,9 +242,25 @@ def _with_vllm(
             "that, or leave use_vllm out."
         )
     try:
-        from vllm import LLM, SamplingParams
+        from vllm import LLM
     except ImportError as error:
         raise missing_extra("use_vllm needs vLLM", "vllm") from error
+    return LLM(model=str(model), seed=seed, **vllm_kwargs)
+
+
+def _with_vllm(
+    llm: "LLM",
+    prompt_ids: list[list[int]],
+    *,
+    num_generations: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    max_completion_length: int,
+    seed: int,
+    progress: bool,
+) -> list[list[list[int]]]:
+    from vllm import SamplingParams
 
     sampling = SamplingParams(
         n=num_generations,
@@ -234,11 +271,7 @@ def _with_vllm(
         seed=seed,  # each of the n completions of a request gets a seed of its own
         detokenize=False,
     )
-    llm = LLM(model=str(model), seed=seed, **vllm_kwargs)
     outputs = llm.generate(
         [{"prompt_token_ids": ids} for ids in prompt_ids], sampling_params=sampling, use_tqdm=progress
     )
-    completions = [[list(completion.token_ids) for completion in output.outputs] for output in outputs]
-    del llm
-    gc.collect()  # stops the engine, so that its memory is free for the next model
-    return completions
+    return [[list(completion.token_ids) for completion in output.outputs] for output in outputs]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import comb
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -67,7 +68,7 @@ def pass_at_k(n, c, k: int):
     wrong = (c < 0) | (c > n)
     if wrong.any():
         raise InvalidInputError(
-            f"c ({c[wrong].flat[0]}) must be within 0 and n ({n[wrong].flat[0]}): it counts the right ones among the n."
+            f"c ({c[wrong].flat[0]}) must be between 0 and n ({n[wrong].flat[0]}): it counts the right ones among the n."
         )
     pairs, index = np.unique(np.stack([n.ravel(), c.ravel()], axis=1), axis=0, return_inverse=True)  # (U, 2), (P,)
     values = np.array([(comb(n, k) - comb(n - c, k)) / comb(n, k) for n, c in pairs.tolist()])  # (U,)
@@ -112,7 +113,7 @@ def majority_at_k(votes: Sequence[int], success: Sequence[float], k: int, absten
     n = sum(votes) + abstentions
     if not 1 <= k <= n:
         raise InvalidInputError(
-            f"k ({k}) must be within 1 and the number of completions ({n}); sample more, or lower k."
+            f"k ({k}) must be between 1 and the number of completions ({n}); sample more, or lower k."
         )
     total = 0.0
     for answer, value in enumerate(success):
@@ -215,7 +216,7 @@ def wilcoxon(a, b) -> dict[str, float]:
     difference = np.round(a - b, 9)  # 0.3 - 0.1 and 0.2 - 0.0 differ in the last bit, and would not tie
     if not difference.any():
         return {"stat": 0.0, "p": 1.0}
-    result = stats.wilcoxon(difference)
+    result: Any = stats.wilcoxon(difference)
     return {"stat": float(result.statistic), "p": float(result.pvalue)}
 
 

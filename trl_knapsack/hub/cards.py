@@ -95,9 +95,10 @@ def config_card(
         text = card.text
         card = ModelCard(existing, ignore_metadata_errors=True)
         card.text = with_section(card.text, "knapsack config", text)
-    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *TAGS]))
-    if card.data.datasets is None and values.get("dataset_name"):
-        card.data.datasets = [values["dataset_name"]]
+    data: Any = card.data  # huggingface_hub's types say only that it is some card's
+    data.tags = list(dict.fromkeys([*(data.tags or []), *TAGS]))
+    if data.datasets is None and values.get("dataset_name"):
+        data.datasets = [values["dataset_name"]]
     return card
 
 
@@ -157,7 +158,7 @@ def _of_run(trainer: Any) -> dict[str, str]:
     else:
         success = f"{args.success_reward_func or 'the weighted reward'} is at least {args.success_threshold}"
     budget = (
-        f"{args.num_generations} in the mean, between {args.min_generations} and {args.max_generations}; "
+        f"{args.num_generations} on average, between {args.min_generations} and {args.max_generations}; "
         f"{args.generation_batch_size // args.num_generations} prompts share {args.generation_batch_size}"
     )
     rows = {"Allocation": f"`{trainer.success_rate_callback.allocation}`", "Generations of a prompt": budget}

@@ -14,6 +14,7 @@ from typing import Any
 
 import trl
 import yaml
+from yaml.composer import ComposerError
 
 from ..errors import InvalidInputError
 from ..tracking.text import printable
@@ -54,7 +55,7 @@ def recipe(config: Any, script_args: Sequence[Any] = ()) -> dict[str, Any]:
                 continue
             if is_unsorted(name):
                 logger.warning(
-                    f"{name} is not saved: this trl_knapsack does not know whether it is of the experiment or of your "
+                    f"{name} is not saved: this trl_knapsack does not know whether it belongs to the experiment or to your "
                     "machine; whoever uses the configuration must set it."
                 )
             elif not is_yours(name, name, name, value):
@@ -141,7 +142,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases are not allowed", self.peek_event().start_mark)
+            raise ComposerError(None, None, "aliases are not allowed", self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
 
@@ -186,7 +187,7 @@ def check_own_file(path: str | os.PathLike) -> None:
 def _mapping(values: Any, source: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InvalidInputError(
-            f"{source} holds a {type(values).__name__}, but must hold a mapping: one `field: value` a line."
+            f"{source} holds a {type(values).__name__}, but must hold a mapping: one `field: value` per line."
         )
     return values
 
@@ -216,7 +217,7 @@ def checked_fields(
     for name, value in values.items():
         if name == "env":
             raise InvalidInputError(
-                f"env in {source} sets environment variables, which is yours to do; remove it there."
+                f"env in {source} sets environment variables, which is for you to decide; remove it there."
             )
         if name not in known:
             raise InvalidInputError(_unknown(name, known, dataclass_types, source))

@@ -4,7 +4,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
@@ -20,6 +20,8 @@ from .states import write_success_state
 
 class HubConfig:
     """What [`KnapsackGRPOConfig`] does with files and the Hub."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @classmethod
     def from_pretrained(
@@ -237,7 +239,8 @@ def parse_script_arguments(dataclass_types: Sequence[type], arguments: Sequence[
         resolved = resolve_config_argument(sys.argv[1:] if arguments is None else arguments, dataclass_types)
     except (OSError, ValueError) as error:
         sys.exit(str(error))
-    return TrlParser(dataclass_types).parse_args_and_config(resolved)
+    types: Any = dataclass_types  # transformers has a type of its own for any dataclass
+    return TrlParser(types).parse_args_and_config(resolved)
 
 
 def _split_config(argument: str) -> list[str]:
@@ -263,8 +266,8 @@ def local_config_file(name: str, **download: Any) -> tuple[str, bool]:
         return path, False
     if not is_repository(name):
         raise MissingFileError(
-            f"{name} is no file and no folder, and no name of a repository on the Hub, as in owner/name; "
-            f"{did_you_mean(name) or 'correct it'}."
+            f"{name} is neither a file nor a folder, nor the name of a repository on the Hub such as owner/name; "
+            + did_you_mean(name, "correct it")
         )
     return download_file(name, CONFIG_FILE, **download), True
 

@@ -96,7 +96,7 @@ def _described(hint: Any) -> str:
     if hint in _SCALARS:
         return _SCALARS[hint]
     if kind is list:
-        return f"a list, each of it {_described(arguments[0])}" if arguments else "a list"
+        return f"a list in which each item is {_described(arguments[0])}" if arguments else "a list"
     if kind is dict:
         return "a mapping"
     if isinstance(kind, type) and issubclass(kind, Enum):

@@ -15,13 +15,14 @@ from huggingface_hub.errors import (
 )
 
 from ..errors import HubError, MissingFileError
-from ..tracking.state_file import did_you_mean
+from ..tracking.rate_files import ENDINGS
+from ..tracking.state_file import close_path, did_you_mean
 from ..tracking.text import printable
 
 
 # "owner/name", or "owner/name@revision"
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_FILE_ENDINGS = (".yaml", ".yml", ".json", ".npz", ".safetensors")
+_FILE_ENDINGS = (".yaml", ".yml", ".json", ".npz", ".safetensors", *ENDINGS)
 
 
 def is_repository(name: str) -> bool:
@@ -42,8 +43,8 @@ def is_repository(name: str) -> bool:
     owner = name.split("/")[0]
     if "@" not in name and os.path.isdir(owner):
         raise MissingFileError(
-            f"{name} does not exist: the folder {owner} has nothing of that name; "
-            f"{did_you_mean(name) or 'correct it'}, or write {name}@main for a repository of the Hub."
+            f"{name} does not exist: the folder {owner} has nothing by that name; "
+            f"{did_you_mean(name, 'correct it')} On the Hub it would be {name}@main."
         )
     return True
 
@@ -98,7 +99,7 @@ class hub_errors:  # noqa: N801, a context manager
         elif isinstance(error, EntryNotFoundError):
             message = f"{repo_id}{at} has no {self.file}; name a repository that trl_knapsack published."
         elif isinstance(error, HFValidationError):
-            message = f"{repo_id} is no name of a repository on the Hub: {error}"
+            message = f"{repo_id} is not the name of a repository on the Hub: {error}"
         elif type(error).__module__.split(".")[0].startswith("httpx") and not isinstance(error, HfHubHTTPError):
             message = f"{constants.ENDPOINT} can't be reached ({error}); check your connection."
         elif isinstance(error, HfHubHTTPError):
@@ -108,7 +109,7 @@ class hub_errors:  # noqa: N801, a context manager
         if self.file and not isinstance(
             error, RevisionNotFoundError | HFValidationError
         ):  # a folder may have been meant
-            close = did_you_mean(repo_id)
-            message += f" No folder of that name is here{close and f'; {close}?'}" + ("" if close else ".")
+            close = close_path(repo_id)
+            message += " There is no folder of that name here" + (f"; did you mean {close!r}?" if close else ".")
         missing = isinstance(error, RepositoryNotFoundError | RevisionNotFoundError | EntryNotFoundError)
         raise (MissingFileError if missing else HubError)(message) from error

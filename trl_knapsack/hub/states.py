@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidInputError, MissingFileError
+from ..tracking.rate_files import is_rate_file
 from ..tracking.state_file import STATE_FILE, find_state
 from ..tracking.text import printable
 from ..tracking.tracker import SuccessRateTracker
@@ -66,7 +67,8 @@ def write_success_state(
 
     Args:
         folder (`str` or `os.PathLike`): Folder to be published.
-        state (`str` or `os.PathLike`): A checkpoint or output folder, or the `knapsack_state.safetensors` in it.
+        state (`str` or `os.PathLike`): A checkpoint or output folder, the `knapsack_state.safetensors` in it, or a table of
+            success rates.
         config ([`KnapsackGRPOConfig`]): Configuration of the run.
         script_args (`Sequence[dataclass]`): Those of TRL's `ScriptArguments` and `ModelConfig`.
 
@@ -79,12 +81,13 @@ def write_success_state(
     said = {name: value for part in script_args for name, value in vars(part).items()}
     if not said.get("dataset_name"):
         raise InvalidInputError(
-            f"Nothing says of which dataset the success rates in {file} are, and without it they help nobody; pass "
+            f"Nothing says which dataset the success rates in {file} are, and without it they help nobody; pass "
             "script_args=[ScriptArguments(dataset_name=...), ModelConfig(model_name_or_path=...)]."
         )
-    names = {name: _public_name(said.get(name)) for name in ("dataset_name", "model_name_or_path")}
+    model = said.get("model_name_or_path")
     info = SuccessStateInfo(
-        **names,
+        dataset_name=_public_name(said["dataset_name"]),
+        model_name_or_path=model and _public_name(model),
         dataset_config=said.get("dataset_config"),
         dataset_train_split=said.get("dataset_train_split", "train"),
         model_revision=said.get("model_revision"),
@@ -93,7 +96,10 @@ def write_success_state(
         success_reward_func=config.success_reward_func,
         num_prompts=len(tracker),
     )
-    shutil.copyfile(file, Path(folder, STATE_FILE))
+    if is_rate_file(file):
+        tracker.save(Path(folder, STATE_FILE))
+    else:
+        shutil.copyfile(file, Path(folder, STATE_FILE))
     Path(folder, ABOUT_FILE).write_text(json.dumps(asdict(info), indent=2) + "\n", encoding="utf-8")
     return info
 
@@ -103,8 +109,8 @@ def find_success_state(name: str) -> tuple[str, SuccessStateInfo | None]:
     Where the success rates that `success_state_path` names are on this machine, and what they are of, if that is known.
 
     Args:
-        name (`str`): A checkpoint or output folder, a `knapsack_state.safetensors`, or a repository of the Hub: `owner/name`,
-            or `owner/name@revision`.
+        name (`str`): A checkpoint or output folder, a `knapsack_state.safetensors`, a `.csv`, `.tsv` or `.jsonl` table, or a
+            repository of the Hub: `owner/name`, or `owner/name@revision`.
 
     Raises:
         `OSError`: if a repository has none, or can't be reached.
@@ -113,7 +119,8 @@ def find_success_state(name: str) -> tuple[str, SuccessStateInfo | None]:
     if not is_repository(name):
         file = find_state(name)
         about = file.with_name(ABOUT_FILE)
-        return str(file), _read_info(about, str(about)) if about.is_file() else None
+        is_of_it = about.is_file() and not is_rate_file(file)  # of the state beside it, not of the table
+        return str(file), _read_info(about, str(about)) if is_of_it else None
     path = download_file(name, STATE_FILE)
     size = os.path.getsize(path)
     if size > MAX_STATE_BYTES:
@@ -152,6 +159,6 @@ def _read_info(path: str | os.PathLike, source: str) -> SuccessStateInfo:
     return SuccessStateInfo(**values)
 
 
-def _public_name(name: str | None) -> str | None:
+def _public_name(name: str) -> str:
     """A dataset or model by its name, without the folders of this machine."""
-    return os.path.basename(os.path.normpath(name)) if name and os.path.exists(name) else name
+    return os.path.basename(os.path.normpath(name)) if os.path.exists(name) else name

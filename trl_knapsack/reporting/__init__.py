@@ -3,6 +3,7 @@
 from .plots import (
     PLOTS,
     plot_budgets,
+    plot_calibration,
     plot_counts,
     plot_effective_gradient_ratio,
     plot_prompts,
@@ -15,6 +16,7 @@ from .report import write_report
 __all__ = [
     "PLOTS",
     "plot_budgets",
+    "plot_calibration",
     "plot_counts",
     "plot_effective_gradient_ratio",
     "plot_prompts",

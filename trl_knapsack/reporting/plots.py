@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import InvalidInputError, missing_extra
 from ..tracking.history import RolloutHistory
 from ..tracking.text import printable
-from .summary import CLASSES, KINDS, of_history
+from .summary import CLASSES, KINDS, equal_counts, of_history
 
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 INK = "#3d4451"  # of all text and lines that are no data
 _RULE = "#b8bec8"
 _GREY, _BLUE, _ORANGE, _GREEN, _RED = "#9aa3b2", "#3b76d0", "#e07b27", "#3a9d6a", "#cf4a4a"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.edgecolor": _RULE,
     "axes.facecolor": "none",
     "axes.grid": True,
@@ -46,6 +46,13 @@ _STYLE = {
     "ytick.color": INK,
 }
 _MOST_POINTS = 20_000
+_VISITS = (
+    ("never", 0, 0, _GREY),
+    ("once", 1, 1, _ORANGE),
+    ("2 to 3 times", 2, 3, _GREEN),
+    ("4 or more", 4, np.inf, _BLUE),
+)
+_LEAST_GROUPS = 5  # of a point in the figure of calibration
 _RANGES = ("p = 0", "(0, 0.2]", "(0.2, 0.8)", "[0.8, 1)", "p = 1")  # of the difficulty classes
 
 
@@ -81,8 +88,9 @@ def _figure() -> tuple[Figure, Axes]:
 def plot_counts(history: RolloutHistory) -> Figure:
     """Rollouts of each prompt against the success rate that was believed before, coloured by step."""
     figure, axes = _figure()
-    mean = history.counts.sum() / len(history.counts)
-    known = np.flatnonzero(history.visits > 0)
+    counts = history.generations
+    mean = counts[history.decided].mean()
+    known = np.flatnonzero((history.visits > 0) & history.decided)
     axes.axhline(mean, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.annotate(
         f"mean {mean:.3g}", (1.0, mean), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right"
@@ -92,7 +100,7 @@ def plot_counts(history: RolloutHistory) -> Figure:
         jitter = np.random.default_rng(0).uniform(-0.3, 0.3, shown.size)  # whole numbers lie over each other
         points = axes.scatter(
             history.believed_rate[shown],
-            history.counts[shown] + jitter,
+            counts[shown] + jitter,
             c=history.step[history.batch[shown]],
             s=9,
             alpha=0.6,
@@ -106,14 +114,14 @@ def plot_counts(history: RolloutHistory) -> Figure:
         edges = np.linspace(0, 1, 21)
         slot = np.clip(np.digitize(history.believed_rate[known], edges) - 1, 0, 19)
         filled = [i for i in range(20) if (slot == i).sum() >= 5]
-        medians = [np.median(history.counts[known[slot == i]]) for i in filled]
+        medians = [np.median(counts[known[slot == i]]) for i in filled]
         axes.plot((edges[filled] + 0.025), medians, color=INK, linewidth=1.6, label="median")
         _legend_above(axes)
     else:
         _say(axes, "Every prompt is at its first visit", 0.65)  # not on the line of the mean
     axes.set_yscale("log", base=2)
-    if _all_equal(history):
-        _say(axes, _equal_shares(history), 0.9)
+    if (equal := equal_counts(history)) is not None:
+        _say(axes, equal, 0.9)
         axes.set_ylim(mean / 4, mean * 4)
     _whole_numbers(axes.yaxis)
     axes.set(xlim=(-0.02, 1.02), xlabel="believed success rate before the rollouts", ylabel="generations")
@@ -127,7 +135,7 @@ def plot_budgets(history: RolloutHistory) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = _figure()
-    counts, unseen = history.counts, history.visits == 0
+    counts, unseen = history.generations[history.decided], (history.visits == 0)[history.decided]
     width = max(1, -(-int(counts.max()) // 64))
     bins = np.arange(counts.min() - 0.5, counts.max() + width + 0.5, width)
     axes.hist(
@@ -143,11 +151,11 @@ def plot_budgets(history: RolloutHistory) -> Figure:
     mean, p99, most = counts.mean(), np.percentile(counts, 99), counts.max()
     top = axes.get_ylim()[1]
     marked = ((mean, "mean"), (p99, "99th percentile"), (most, "largest"))
-    if _all_equal(history):  # three lines would strike the one bar through
+    if (equal := equal_counts(history)) is not None:  # three lines would strike the one bar through
         marked = ()
         axes.set(xlim=(most - 3, most + 3), ylim=(0.7, 4 * top))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _say(axes, _equal_shares(history), 0.9)
+        _say(axes, equal, 0.9)
     # Labels from the top down, so that those of near lines do not collide.
     for place, (value, name) in enumerate(marked):
         axes.axvline(value, color=INK, linewidth=1, linestyle=(0, (4, 3)))
@@ -175,7 +183,7 @@ def plot_effective_gradient_ratio(history: RolloutHistory) -> Figure:
         axes.plot(history.step, _running_mean(values, window), color=color, linewidth=2, label=name)
     mostly_known = np.flatnonzero(history.per_batch(history.visits > 0) * 2 > history.per_batch(history.visits >= 0))
     if mostly_known.size and mostly_known[0] > 0:
-        begin = history.step[mostly_known[0]]
+        begin = float(history.step[mostly_known[0]])
         axes.axvline(begin, color=INK, linewidth=1, linestyle=(0, (1, 2)))
         axes.annotate(
             "most prompts known", (begin, 1.0), (4, -2), xycoords=("data", "axes fraction"),
@@ -242,7 +250,7 @@ def plot_prompts(history: RolloutHistory, keys: Sequence[str] | None = None) -> 
         unknown = [key for key in keys if key not in index]
         if unknown:
             raise InvalidInputError(
-                f"No prompt of this run has the key {unknown[0]!r}; its keys begin {history.keys[:3]}."
+                f"No prompt of this run has the key {unknown[0]!r}; its keys begin with {history.keys[:3]}."
             )
         chosen = [("", index[key]) for key in keys]
     rows = max(1, -(-len(chosen) // 3))
@@ -281,11 +289,52 @@ def plot_prompts(history: RolloutHistory, keys: Sequence[str] | None = None) -> 
     return figure
 
 
+@_styled
+def plot_calibration(history: RolloutHistory) -> Figure:
+    """
+    Success rate that was observed against the one believed before, by how often prompts had been scored. On the diagonal the
+    beliefs are right on average. Every group weighs the same; bars are one standard error of the mean over groups.
+    """
+    figure, axes = _figure()
+    scored = history.trials > 0
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    shift = 0.0
+    for name, least, most, color in _VISITS:
+        of = scored & (history.visits >= least) & (history.visits <= most)
+        if not of.any():
+            continue
+        believed, observed = history.believed_rate[of], history.success_rate[of]
+        slot = np.minimum((believed * 10).astype(int), 9)
+        groups = np.bincount(slot, minlength=10)
+        filled = np.flatnonzero(groups >= _LEAST_GROUPS)
+        if not filled.size:
+            continue
+        x, y, squares = (
+            np.bincount(slot, values, minlength=10)[filled] / groups[filled]
+            for values in (believed, observed, observed**2)
+        )
+        error = np.sqrt(np.maximum(squares - y**2, 0) / (groups[filled] - 1))
+        axes.errorbar(
+            x + shift, y, error, color=color, marker="o", markersize=4.5, linewidth=1.4, elinewidth=1,
+            label=f"{name} ({of.sum():,} groups)",
+        )  # fmt: skip
+        shift += 0.004  # bars of equal beliefs side by side
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0, title="scored before")
+    else:
+        _say(axes, f"No tenth of the believed rates has {_LEAST_GROUPS} scored groups yet", 0.9)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.set(xlabel="believed success rate before the rollouts", ylabel="observed success rate")
+    axes.set_title("Calibration")
+    return figure
+
+
 #: The figures by name.
 PLOTS: dict[str, Callable[[RolloutHistory], Figure]] = {
     "counts": plot_counts,
     "budgets": plot_budgets,
     "effective_gradient_ratio": plot_effective_gradient_ratio,
+    "calibration": plot_calibration,
     "transitions": plot_transitions,
     "prompts": plot_prompts,
 }
@@ -299,15 +348,6 @@ def to_image(figure: Figure, dpi: int = 110) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def _all_equal(history: RolloutHistory) -> bool:
-    return history.counts.min() == history.counts.max()
-
-
-def _equal_shares(history: RolloutHistory) -> str:
-    """What is said in figures of budgets where there is nothing to compare."""
-    return f"All counts were equal: {history.counts[0]:,} generations of each prompt"
 
 
 def _say(axes: Axes, sentence: str, height: float = 0.5) -> None:

@@ -21,10 +21,12 @@ TEMPLATE = Path(__file__).with_name("report.html")
 _CAPTIONS = {
     "counts": "Each point is a prompt in a batch, after its first visit. Prompts believed to succeed always or never get "
     "few generations, those in between many.",
-    "budgets": "How often a prompt got how many generations in a batch. A long tail means that single prompts take a large "
+    "budgets": "How many generations prompts got in a batch. A long tail means that single prompts take a large "
     "part of a batch; max_generations limits it.",
     "effective_gradient_ratio": "Share of rollouts in groups whose rewards vary, so that they have a gradient, and share of "
-    "prompts with such a group. A diagnostic: it rises also where less is learnt.",
+    "prompts with such a group. A diagnostic: it can rise even when the model learns less.",
+    "calibration": "Observed against believed success rates, by how often a prompt had been scored before. On the diagonal "
+    "the beliefs are right on average; above it prompts did better than believed, as while the policy learns.",
     "transitions": "Where prompts of each difficulty ended. Right of the diagonal they got easier, left of it they were "
     "forgotten.",
     "prompts": "Prompts that never succeeded, that improved most, and that took the most generations.",
@@ -93,7 +95,7 @@ def _subtitle(history: RolloutHistory) -> str:
 def _tiles(history: RolloutHistory, summary: Summary) -> list[dict[str, str]]:
     per_batch = history.per_batch(np.ones(len(history.batch)))
     ends, (first, last) = _ends(history)
-    largest = int(history.counts.argmax())
+    largest, mean = int(history.generations.argmax()), history.generations[history.decided].mean()
 
     def ratio(groups: np.ndarray) -> float:
         return float((history.trials * history.mixed)[groups].sum() / history.counts[groups].sum())
@@ -123,10 +125,15 @@ def _tiles(history: RolloutHistory, summary: Summary) -> list[dict[str, str]]:
         ),
         (
             "Largest budget",
-            f"{history.counts[largest]:,} generations",
-            f"of {printable(history.keys[history.prompt[largest]], 32)}, {history.counts.mean():.3g} in the mean",
+            f"{history.generations[largest]:,} generations",
+            f"of {printable(history.keys[history.prompt[largest]], 32)}, {mean:.3g} on average",
         ),
-        ("Time to share out", f"{np.median(history.solver_seconds) * 1e3:.2g} ms", "median of a batch, on rank 0"),
+        (
+            "Decided by knowledge",
+            f"{summary.known_share:.0%} of the rollouts",
+            summary.equal_counts or "those of prompts that had been scored before",
+        ),
+        ("Allocation time", f"{np.median(history.solver_seconds) * 1e3:.2g} ms", "median per batch, on rank 0"),
     ]
     return [dict(zip(("name", "value", "note"), tile, strict=True)) for tile in tiles]
 
@@ -145,7 +152,8 @@ def _ends(history: RolloutHistory) -> tuple[str, tuple[np.ndarray, np.ndarray]]:
         batches = number < tenth, number >= len(history) - tenth
         name = "first and last batch" if tenth == 1 else f"first and last {tenth} batches"
     if not batches[0].any():  # a run that was resumed without its records
-        return "all batches", (np.ones(len(history.batch), bool),) * 2
+        every = np.ones(len(history.batch), bool)
+        return "all batches", (every, every)
     first, last = (end[history.batch] for end in batches)
     return name, (first, last)
 

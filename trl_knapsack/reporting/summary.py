@@ -1,5 +1,6 @@
 """A run prompt by prompt, from its records or from its state: what `inspect`, the plots and the report all ask."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,9 @@ KINDS = {
 }
 
 
+_REMEDY = "set look_generations, give success_state_path, or train for more epochs"
+
+
 @dataclass(frozen=True, repr=False)
 class Summary:
     """
@@ -46,6 +50,9 @@ class Summary:
         stuck_after (`int`): Scored rollouts without a success that make a prompt stuck.
         discounted (`bool`): Whether the numbers come from a state, in which old evidence has lost weight.
         steps (`int` or `None`): Optimizer steps that the records cover.
+        known_share (`float`): Share of the rollouts at prompts that had been scored before, NaN if unknown. In batches of
+            `"uniform"` none is, as nobody asked what is known.
+        equal_counts (`str` or `None`): If every group had the same number of generations: how many, and why.
     """
 
     keys: tuple[str, ...]
@@ -63,6 +70,8 @@ class Summary:
     stuck_after: int = STUCK_AFTER
     discounted: bool = False
     steps: int | None = None
+    known_share: float = float("nan")
+    equal_counts: str | None = None
 
     def __repr__(self) -> str:
         return f"Summary({len(self.keys):,} prompts, {self.rollouts.sum():,.0f} rollouts, {self.stuck.sum():,} stuck)"
@@ -107,6 +116,14 @@ class Summary:
             f"step {self.steps}."
         )
 
+    def allocation_sentence(self) -> str | None:
+        """Whether rollouts were moved, and how many of them by knowledge; `None` where a state does not tell."""
+        if self.equal_counts is not None:
+            return f"{self.equal_counts}."
+        if math.isnan(self.known_share):
+            return None
+        return f"{self.known_share:.1%} of the rollouts were decided by what was known of their prompts."
+
     def stuck_sentence(self) -> str:
         """How many prompts are stuck, and what they cost."""
         return (
@@ -132,6 +149,8 @@ class Summary:
             "steps": self.steps,
             "rollouts": self.rollouts.sum(),
             "tokens": np.nansum(self.tokens),
+            "known_share_of_rollouts": self.known_share,
+            "equal_counts": self.equal_counts,
             "stuck_prompts": self.stuck.sum(),
             "stuck_share_of_rollouts": self.stuck_share(),
             **{
@@ -173,7 +192,55 @@ def of_history(history: RolloutHistory, stuck_after: int = STUCK_AFTER) -> Summa
         transitions=transitions,
         stuck_after=stuck_after,
         steps=int(history.step.max(initial=0)),
+        known_share=known_share(history),
+        equal_counts=_why_equal(history),
     )
+
+
+def known_share(history: RolloutHistory) -> float:
+    """Share of a run's rollouts that knowledge decided: at prompts scored before, by a rule that asks for it."""
+    decided = (history.visits > 0) & ~history.looks & (history.allocation != "uniform")[history.batch]
+    return float(history.counts[decided].sum() / max(history.counts.sum(), 1))
+
+
+def equal_counts(history: RolloutHistory) -> str | None:
+    """How many generations every group had, if all had as many."""
+    counts = history.generations[history.decided]
+    if not len(history) or counts.min() != counts.max():
+        return None
+    return f"All counts were equal: {counts[0]:,} generations of each prompt"
+
+
+def closing_rows(allocation: str, logs: Sequence[Mapping[str, float]], num_generations: int) -> list[tuple[str, str]]:
+    """
+    What a run says of its budgets when it ends, from its logs, which every rank has.
+
+    Args:
+        allocation (`str`): Name of the rule.
+        logs (`Sequence[Mapping[str, float]]`): Entries with the `knapsack/...` metrics.
+        num_generations (`int`): Generations of a prompt, in the mean.
+    """
+    least = min(entry["knapsack/generations/min"] for entry in logs)
+    largest = max(entry["knapsack/generations/max"] for entry in logs)
+    rows = [("largest budget", f"{largest:.0f} generations of one prompt, {num_generations} on average")]
+    if allocation != "uniform":
+        known = float(np.mean([entry["knapsack/known_rollouts"] for entry in logs]))
+        said = f"{known:.0%} of the rollouts"
+        if least == largest:
+            said += "; all counts were equal" + ("" if known else f", as nothing was known: {_REMEDY}")
+        rows.append(("decided by knowledge", said))
+    return rows
+
+
+def _why_equal(history: RolloutHistory) -> str | None:
+    said = equal_counts(history)
+    if said is None or (history.allocation == "uniform").all():
+        return said
+    if (history.per_batch(np.ones(len(history.batch))) == 1).all():
+        return f"{said}, because each generation batch held one prompt; raise the batch size, or set allocation_window"
+    if not known_share(history):
+        return f"{said}, because nothing was known of a prompt before its visit; {_REMEDY}"
+    return f"{said}, although prompts were known; see that min_generations and max_generations leave room"
 
 
 def of_tracker(tracker: SuccessRateTracker, stuck_after: int = STUCK_AFTER) -> Summary:
@@ -212,7 +279,9 @@ def tracker_of(history: RolloutHistory) -> SuccessRateTracker:
     # the first group of each visit, in the order of `by_visit`
     group = groups[np.unique(history.prompt[groups] * len(history) + history.batch[groups], return_index=True)[1]]
     unseen = np.flatnonzero(history.visits == 0)
-    prior = (history.alpha[unseen[-1]], history.beta[unseen[-1]]) if len(unseen) else SuccessRateTracker().prior
+    prior = SuccessRateTracker().prior
+    if len(unseen):
+        prior = float(history.alpha[unseen[-1]]), float(history.beta[unseen[-1]])
     won = np.maximum(history.alpha[group] - prior[0], 0.0)  # (V,) rounded in the file, hence perhaps below 0
     known = won + np.maximum(history.beta[group] - prior[1], 0.0)  # (V,)
     again = np.flatnonzero(~visits["last"] & (known > 0))  # visits of known prompts, followed by another

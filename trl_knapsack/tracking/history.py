@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from .._notebook import html_table
 from ..errors import InvalidInputError, MissingFileError
 from .records import RolloutRecord
 from .state_file import MAX_COUNT, did_you_mean
-from .text import html_table, printable
+from .text import printable
 
 
 HISTORY_FILE = "knapsack_records.jsonl"
@@ -38,6 +39,8 @@ _PER_PROMPT = {
     "beta": (np.float64, 0, math.inf),
     "last_rate": (np.float64, 0, 1),
     "visits": (np.int64, 0, MAX_COUNT),
+    "looks": (np.bool_, 0, 1),
+    "before": (np.int64, 0, MAX_COUNT),
 }
 
 
@@ -64,6 +67,8 @@ class RolloutHistory:
         alpha, beta (`(N,)`): Beta posterior of the success rate *before* the rollouts, prior included.
         last_rate (`(N,)`): Success rate at the visit before, NaN if never scored.
         visits (`(N,)`, int64): Scored visits before; 0 means unseen.
+        looks (`(N,)`, bool): Whether the rollouts are a first look (`look_generations`), whose rest comes later.
+        before (`(N,)`, int64): Rollouts that the prompt got earlier in the same visit.
 
     Example:
 
@@ -94,6 +99,8 @@ class RolloutHistory:
     beta: np.ndarray
     last_rate: np.ndarray
     visits: np.ndarray
+    looks: np.ndarray
+    before: np.ndarray
 
     def __len__(self) -> int:
         return len(self.step)
@@ -104,7 +111,7 @@ class RolloutHistory:
 
     def _repr_html_(self) -> str:
         """For notebooks."""
-        return html_table("Rollout history", self._in_short())
+        return html_table((), self._in_short().items(), caption="Rollout history")
 
     def _in_short(self) -> dict[str, str]:
         short = {"batches": f"{len(self):,}", "prompts": f"{len(self.keys):,}", "rollouts": f"{self.counts.sum():,}"}
@@ -117,6 +124,16 @@ class RolloutHistory:
             "tokens": f"{self.tokens.sum():,}",
             "effective gradient ratio": f"{ratio[0]:.2f} at first, {ratio[-1]:.2f} at last",
         }
+
+    @property
+    def decided(self) -> np.ndarray:
+        """Whether somebody decided upon the group's rollouts, `(N,)`: no look, or a run that consists of looks."""
+        return ~self.looks if not self.looks.all() else self.looks
+
+    @property
+    def generations(self) -> np.ndarray:
+        """Rollouts of the prompt so far in this visit, `(N,)`: its look and what followed."""
+        return self.before + self.counts
 
     @property
     def believed_rate(self) -> np.ndarray:
@@ -176,27 +193,62 @@ class RolloutHistory:
             `FileNotFoundError`: if there is none.
             `ValueError`: if a line is not one of a history, with the file, the line's number and what is wrong.
         """
+        return HistoryReader(path).read()
+
+
+class HistoryReader:
+    """
+    Reads the history of a run that may be under way: each time only what is new in the file.
+
+    Args:
+        path (`str` or `os.PathLike`): The run's output folder, or the `knapsack_records.jsonl` in it.
+    """
+
+    def __init__(self, path: str | os.PathLike):
         path = Path(path)
-        file = path / HISTORY_FILE if path.is_dir() else path
-        if not file.is_file():
+        self.file = path / HISTORY_FILE if path.is_dir() else path
+        if not self.file.is_file():
             remedy = f"name the output_dir of a run of KnapsackGRPOTrainer, or the {HISTORY_FILE} in it"
-            raise MissingFileError(f"{printable(str(file))} does not exist; {did_you_mean(path) or remedy}.")
-        index: dict[str, int] = {}
-        batches = [arrays for _, arrays in _read(file, index)]
+            raise MissingFileError(f"{printable(str(self.file))} does not exist; {did_you_mean(path, remedy)}")
+        self._forget()
 
-        def joined(name: str, dtype: Any) -> np.ndarray:
-            return np.concatenate([np.empty(0, dtype), *(batch[name] for batch in batches)])
+    def _forget(self) -> None:
+        self._index: dict[str, int] = {}
+        self._batches: list[dict[str, Any]] = []
+        self._end = 0  # bytes that have been read
 
-        per_batch = {
-            name: np.array([batch[name] for batch in batches], dtype=dtype) for name, (dtype, *_) in _PER_BATCH.items()
-        }
-        return cls(
-            keys=tuple(index),
-            batch=np.repeat(np.arange(len(batches)), [len(batch["prompt"]) for batch in batches]),
-            prompt=joined("prompt", np.int64),
-            **per_batch,
-            **{name: joined(name, dtype) for name, (dtype, *_) in _PER_PROMPT.items()},
-        )
+    def read(self) -> RolloutHistory:
+        """
+        All batches so far.
+
+        Raises:
+            `OSError`: if the file can't be read any more.
+            `ValueError`: if a line is not one of a history, with the file, the line's number and what is wrong.
+        """
+        if self.file.stat().st_size < self._end:  # another run has begun in the folder, or went back to a checkpoint
+            self._forget()
+        for end, batch in _read(self.file, self._index, self._end, len(self._batches)):
+            self._end = end
+            self._batches.append(batch)
+        return _joined(self._index, self._batches)
+
+
+def _joined(index: dict[str, int], batches: list[dict[str, Any]]) -> RolloutHistory:
+    """The history of batches whose prompts are numbered by `index`."""
+
+    def joined(name: str, dtype: Any) -> np.ndarray:
+        return np.concatenate([np.empty(0, dtype), *(batch[name] for batch in batches)])
+
+    per_batch = {
+        name: np.array([batch[name] for batch in batches], dtype=dtype) for name, (dtype, *_) in _PER_BATCH.items()
+    }
+    return RolloutHistory(
+        keys=tuple(index),
+        batch=np.repeat(np.arange(len(batches)), [len(batch["prompt"]) for batch in batches]),
+        prompt=joined("prompt", np.int64),
+        **per_batch,
+        **{name: joined(name, dtype) for name, (dtype, *_) in _PER_PROMPT.items()},
+    )
 
 
 class HistoryWriter:
@@ -241,6 +293,8 @@ class HistoryWriter:
             "beta": evidence.beta,
             "last_rate": evidence.last_rate,
             "visits": evidence.visits,
+            "looks": record.looks,
+            "before": record.before,
         }
         line = {
             "step": step,
@@ -263,11 +317,14 @@ def _plain(values: np.ndarray, dtype: Any) -> list:
     return [x if math.isfinite(x) else None for x in np.round(np.asarray(values, dtype=np.float64), 6).tolist()]
 
 
-def _read(file: Path, index: dict[str, int]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read(
+    file: Path, index: dict[str, int], start: int = 0, lines_before: int = 0
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """Where each batch ends in the file, and its arrays; keys not met before are added to `index`."""
-    end = 0
+    end = start
     with open(file, "rb") as lines:
-        for number, line in enumerate(lines, 1):
+        lines.seek(start)
+        for number, line in enumerate(lines, lines_before + 1):
             if not line.endswith(b"\n"):
                 return  # cut short by a crash
             end += len(line)
@@ -289,6 +346,7 @@ def _arrays_of(line: dict[str, Any], index: dict[str, int]) -> dict[str, Any]:
     keys = line["keys"]
     if not isinstance(keys, list) or not keys or not set(map(type, keys)) <= {str}:
         raise InvalidInputError("keys must be a list of text")
+    line = {"looks": [0] * len(keys), "before": [0] * len(keys)} | line  # a run without looks may leave them out
     for name, rule in _PER_PROMPT.items():
         arrays[name] = _checked(name, line[name], *rule)
         if len(arrays[name]) != len(keys):

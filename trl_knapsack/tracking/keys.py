@@ -66,12 +66,12 @@ def _hash_into(digest: Any, value: Any) -> None:
         kind = [str(getattr(value, name, "")) for name in ("dtype", "shape", "mode", "size")]
         digest.update(f"array:{kind}:".encode() + value.tobytes())
     elif hasattr(value, "numpy"):  # torch tensors
-        _hash_into(digest, value.numpy())
+        _hash_into(digest, value.numpy())  # pyright: ignore[reportAttributeAccessIssue]  # narrowed to an array above
     elif isinstance(value, Sequence):
         digest.update(b"list:%d:" % len(value))
         for item in value:
             _hash_into(digest, item)
     elif hasattr(value, "isoformat"):  # dates and times
-        _hash_into(digest, value.isoformat())
+        _hash_into(digest, value.isoformat())  # pyright: ignore[reportAttributeAccessIssue]  # likewise
     else:
         raise TypeError

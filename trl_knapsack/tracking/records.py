@@ -16,8 +16,7 @@ class RolloutRecord:
     One generation batch of `P` prompts and `R` rollouts. Equal on every rank.
 
     Attributes:
-        keys (`tuple[str, ...]` of length `P`): Prompt keys. A prompt that the sampler drew twice is there twice.
-        evidence ([`Evidence`]): What was known of the prompts before.
+        evidence ([`Evidence`]): What was known of the prompts before. A prompt that the sampler drew twice is there twice.
         allocation ([`Allocation`]): What was decided; `allocation.counts` is `(P,)` and sums to `R`.
         solver_seconds (`float`): Time that the allocation took, on rank 0.
         successes (`np.ndarray` of shape `(P,)`): Completions that succeeded.
@@ -26,9 +25,12 @@ class RolloutRecord:
         mean_reward (`np.ndarray` of shape `(P,)`): Mean reward of each group, NaN where none was scored.
         mixed (`np.ndarray` of shape `(P,)`, bool): Whether rewards within the group vary, so that it has a gradient.
         rank_imbalance (`float`): Completion tokens of the rank that generated most, over the mean of the ranks.
+        looks (`np.ndarray` of shape `(P,)`, bool): Whose first look it is; without looks, nobody's.
+        before (`np.ndarray` of shape `(P,)`): Rollouts that each prompt got earlier in the same visit: its look.
+        successes_before, trials_before (`np.ndarray` of shape `(P,)`): Those of them that succeeded, and were scored.
+        look_age (`np.ndarray` of shape `(P,)`): Generation batches since the prompt came.
     """
 
-    keys: tuple[str, ...]
     evidence: Evidence
     allocation: Allocation
     solver_seconds: float
@@ -38,6 +40,16 @@ class RolloutRecord:
     mean_reward: np.ndarray
     mixed: np.ndarray
     rank_imbalance: float
+    looks: np.ndarray = None  # type: ignore[assignment]
+    before: np.ndarray = None  # type: ignore[assignment]
+    successes_before: np.ndarray = None  # type: ignore[assignment]
+    trials_before: np.ndarray = None  # type: ignore[assignment]
+    look_age: np.ndarray = None  # type: ignore[assignment]
+
+    def __post_init__(self):
+        for name in ("looks", "before", "successes_before", "trials_before", "look_age"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, np.zeros(len(self.keys), bool if name == "looks" else np.int64))
 
     def __repr__(self) -> str:
         counts = self.allocation.counts
@@ -49,6 +61,11 @@ class RolloutRecord:
         )
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of the prompts, of length `P`."""
+        return self.evidence.keys
+
+    @property
     def success_rate(self) -> np.ndarray:
         """Observed success rate of each prompt, `(P,)`, NaN where no completion was scored."""
         return np.divide(self.successes, self.trials, out=np.full(len(self.trials), np.nan), where=self.trials > 0)
@@ -58,21 +75,35 @@ class RolloutRecord:
         """Scored rollouts in groups whose rewards vary: the ones that have a gradient."""
         return int(self.trials[self.mixed].sum())
 
+    @property
+    def _decided(self) -> np.ndarray:
+        """Who was decided upon, `(P,)`; all, if there are only looks."""
+        return ~self.looks if not self.looks.all() else self.looks
+
+    @property
+    def _totals(self) -> np.ndarray:
+        """Rollouts so far in this visit of those who were decided upon."""
+        return (self.before + self.allocation.counts)[self._decided]
+
     def value_over_uniform(self) -> float:
-        """Value of the counts over that of equal counts, both expected under the posteriors before the rollouts."""
-        beliefs, counts = self.evidence.beliefs, self.allocation.counts
+        """
+        Value of the counts over that of equal counts, both expected under the posteriors before the rollouts. Of prompts
+        that were looked at, all rollouts of the visit count; looks themselves do not, as nobody decided upon them.
+        """
+        evidence, counts = self.evidence.take(self._decided), self._totals
         equal = np.full(len(counts), counts.sum() // len(counts))
-        return expected_values(beliefs, counts).sum() / expected_values(beliefs, equal).sum()
+        equal[: counts.sum() - equal.sum()] += 1
+        return expected_values(evidence.beliefs, counts).sum() / expected_values(evidence.beliefs, equal).sum()
 
     def metrics(self) -> dict[str, float]:
         """The `knapsack/...` metrics of this generation batch. `docs/metrics.md` describes each."""
-        counts, rate = self.allocation.counts, self.success_rate
+        counts, rate = self._totals, self.success_rate
         scored = ~np.isnan(rate)
         classes = np.bincount(difficulty(rate[scored]), minlength=len(DIFFICULTIES)) / max(scored.sum(), 1)
         p10, p50, p90 = np.percentile(counts, [10, 50, 90])
         metrics = {
-            "effective_gradient_ratio": self.effective_rollouts / counts.sum(),
-            "mixed_prompts": self.mixed.mean(),
+            "effective_gradient_ratio": self.effective_rollouts / self.allocation.counts.sum(),
+            "mixed_prompts": self.mixed[self.allocation.counts > 0].mean(),
             "generations/min": counts.min(),
             "generations/p10": p10,
             "generations/median": p50,
@@ -80,10 +111,15 @@ class RolloutRecord:
             "generations/max": counts.max(),
             **{f"difficulty/{name}": share for name, share in zip(DIFFICULTIES, classes, strict=True)},
             "unseen": (self.evidence.visits == 0).mean(),
+            "known_rollouts": self.allocation.counts[self.evidence.visits > 0].sum() / self.allocation.counts.sum(),
             "success_rate": rate[scored].mean() if scored.any() else np.nan,
             "reward": np.nanmean(self.mean_reward) if scored.any() else np.nan,
             "value_over_uniform": self.value_over_uniform(),
             "rank_imbalance": self.rank_imbalance,
             "solver_time": self.solver_seconds,
+            "looks": self.looks.mean(),
         }
+        waited = self.before > 0
+        if waited.any():
+            metrics["look_age"] = self.look_age[waited].mean()
         return {f"knapsack/{name}": float(value) for name, value in metrics.items()}

@@ -1,4 +1,4 @@
-"""Where a run keeps its success rates, and the file that they are in."""
+"""Where success rates are, and what is in the file: that of a run, or a table of someone else's."""
 
 import difflib
 import hashlib
@@ -11,6 +11,7 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from ..errors import InvalidInputError, MissingFileError
+from .rate_files import MAX_COUNT, is_rate_file, read_rates
 from .text import printable
 
 
@@ -25,7 +26,6 @@ FIELDS = {
     "rollouts": np.float64,  # decayed count of completions, scored or not
     "tokens": np.float64,  # decayed count of completion tokens
 }
-MAX_COUNT = 1e11  # the allocator takes up to 1e12, the prior included
 
 _OLD_STATE_FILE = "knapsack_state.npz"
 _FORMAT, _VERSION = "trl_knapsack.success_rates", "2"
@@ -38,7 +38,8 @@ _MAX_HEADER = 16 * 1024  # ours has about 1 KiB; safetensors alone would take 10
 
 def find_state(path: str | os.PathLike) -> Path:
     """
-    The state file of a run: `path` itself, the one in that folder, or the one in its newest checkpoint.
+    The file with success rates: `path` itself (a state, or a table that [`read_state`] takes), the state in that folder, or
+    the one in its newest checkpoint.
 
     Raises:
         `MissingFileError` (a `FileNotFoundError`): if there is none.
@@ -53,14 +54,23 @@ def find_state(path: str | os.PathLike) -> Path:
             if (folder / name).is_file():
                 return folder / name
     wrong = f"holds no {STATE_FILE}" if path.exists() else "does not exist"
-    remedy = "name a folder that KnapsackGRPOTrainer wrote, or the file in it"
+    remedy = (
+        "name a folder that KnapsackGRPOTrainer wrote, the file in it, or a .csv or .jsonl file with success rates"
+    )
     raise MissingFileError(
-        f"{printable(str(path))} {wrong}, so there are no success rates to go on with; {did_you_mean(path) or remedy}."
+        f"{printable(str(path))} {wrong}, so there are no success rates to continue with; "
+        + did_you_mean(path, remedy)
     )
 
 
-def did_you_mean(path: str | os.PathLike) -> str:
-    """`"did you mean 'outputs/run'?"` of a misspelt path, without the question mark's sentence end; else nothing."""
+def did_you_mean(path: str | os.PathLike, otherwise: str) -> str:
+    """`"did you mean 'outputs/run'?"` if a path is misspelt; else `otherwise` and a full stop."""
+    close = close_path(path)
+    return f"did you mean {close!r}?" if close else f"{otherwise}."
+
+
+def close_path(path: str | os.PathLike) -> str:
+    """The path that is there and resembles one that is not; nothing if there is none, or `path` is there."""
     found = Path(path).anchor or "."
     if os.path.exists(path):
         return ""
@@ -72,7 +82,7 @@ def did_you_mean(path: str | os.PathLike) -> str:
                 return ""
             there = os.path.join(found, close[0])
         found = there
-    return f"did you mean {os.path.normpath(found)!r}"
+    return os.path.normpath(found)
 
 
 # -------------------------------------------------------------------------------------------------------- the file
@@ -114,16 +124,20 @@ def write_state(path: str | os.PathLike, keys: Iterable[str], arrays: dict[str, 
 
 def read_state(path: str | os.PathLike) -> tuple[dict[str, int], dict[str, np.ndarray]]:
     """
-    Read what [`write_state`] wrote. The file may be anyone's: nothing in it is believed before it is checked, and what
-    is returned shares no memory with it.
+    Read what [`write_state`] wrote, or a `.csv`, `.tsv` or `.jsonl` table as [`~trl_knapsack.tracking.rate_files.read_rates`]
+    takes, as one visit of each prompt. The file may be anyone's: nothing in it is believed before it is checked, and what is
+    returned shares no memory with it.
 
     Returns:
         `tuple[dict[str, int], dict[str, np.ndarray]]`: as of [`checked_state`].
 
     Raises:
         `MissingFileError` (a `FileNotFoundError`): if there is no such file.
-        `InvalidInputError` (a `ValueError`): if it is truncated, damaged, foreign, or of another version.
+        `InvalidInputError` (a `ValueError`): if it is truncated, damaged, foreign, or of another version; of a table, if a
+            line is not one of success rates.
     """
+    if is_rate_file(path):
+        return _state_of_rates(*read_rates(path))
     shown = printable(str(path))
     if not os.path.isfile(path):
         raise MissingFileError(f"{shown} does not exist, or is no file; name a {STATE_FILE}.")
@@ -188,6 +202,21 @@ def checked_state(keys: Sequence[str], arrays: dict[str, np.ndarray]) -> tuple[d
     return index, arrays
 
 
+def _state_of_rates(keys: list[str], rates: dict[str, np.ndarray]) -> tuple[dict[str, int], dict[str, np.ndarray]]:
+    """One visit of each prompt of a table. A prompt without trials was never scored, and is not counted as failed."""
+    successes, trials, tokens = rates["successes"], rates["trials"], rates["tokens"]
+    scored, lengths_known = trials > 0, ~np.isnan(tokens)
+    arrays = {
+        "successes": successes,
+        "failures": trials - successes,
+        "last_rate": np.divide(successes, trials, out=np.full(len(keys), np.nan), where=scored),
+        "visits": scored.astype(np.int64),
+        "rollouts": np.where(lengths_known, trials, 0.0),
+        "tokens": np.where(lengths_known, tokens, 0.0),
+    }
+    return checked_state(keys, arrays)
+
+
 class _Foreign(Exception):
     """A sound file, but none that this version reads; the text goes on from the file's name."""
 
@@ -220,7 +249,7 @@ def _read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         if tensors[name].dtype != dtype or tensors[name].ndim != 1:
             raise InvalidInputError(f"{name} is of {tensors[name].dtype}{tensors[name].shape}")
     if about.get("digest") != _digest(tensors):
-        raise InvalidInputError("its content is not what its digest says, so it was damaged or cut")
+        raise InvalidInputError("its content does not match its digest, so it was damaged or truncated")
     return tensors
 
 
@@ -228,5 +257,5 @@ def _digest(tensors: dict[str, np.ndarray]) -> str:
     digest = hashlib.blake2b(f"{_FORMAT} {_VERSION}".encode(), digest_size=16)
     for name in _TENSORS:
         digest.update(f"{name} {tensors[name].size} ".encode())
-        digest.update(tensors[name])
+        digest.update(tensors[name].data)
     return digest.hexdigest()

@@ -1,8 +1,5 @@
 """Text that is not ours, made fit to show: keys and prompts of a dataset, a line of a file, what a stranger published."""
 
-import html
-from collections.abc import Mapping
-
 
 def printable(text: str, width: int | None = None) -> str:
     r"""
@@ -41,13 +38,3 @@ def printable(text: str, width: int | None = None) -> str:
 
 def _shown(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-
-
-def html_table(title: str, rows: Mapping[str, str]) -> str:
-    """A small table for a notebook, `_repr_html_`: a title above two columns. Everything is escaped."""
-    cells = "".join(f"<tr><th>{_escaped(name)}</th><td>{_escaped(value)}</td></tr>" for name, value in rows.items())
-    return f"<table><caption>{_escaped(title)}</caption>{cells}</table>"
-
-
-def _escaped(text: str) -> str:
-    return html.escape(printable(text))

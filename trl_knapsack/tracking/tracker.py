@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from .._notebook import html_table
 from ..allocation.difficulty import DIFFICULTIES, difficulty
 from ..allocation.evidence import Evidence
 from ..errors import InvalidInputError
 from .state_file import FIELDS, MAX_COUNT, checked_state, read_state, write_state
-from .text import html_table, printable
+from .text import printable
 
 
 class SuccessRateTracker:
@@ -40,13 +42,16 @@ class SuccessRateTracker:
     ```
     """
 
-    def __init__(self, prior: tuple[float, float] = (1.0, 1.0), decay: float = 0.85):
-        prior = tuple(float(x) for x in prior)
-        if len(prior) != 2 or not all(np.isfinite(x) and x > 0 for x in prior):
-            raise InvalidInputError(f"success_prior {prior} must be two positive numbers, for example (1.0, 1.0).")
+    def __init__(self, prior: Sequence[float] = (1.0, 1.0), decay: float = 0.85):
+        try:
+            successes, failures = (float(x) for x in prior)
+        except (TypeError, ValueError):  # not two, or no numbers
+            successes = failures = np.nan
+        if not (0 < successes < np.inf and 0 < failures < np.inf):
+            raise InvalidInputError(f"success_prior {prior!r} must be two positive numbers, for example (1.0, 1.0).")
         if not 0.0 <= decay <= 1.0:
             raise InvalidInputError(f"success_decay ({decay}) must lie in [0, 1], for example 0.85.")
-        self.prior = prior
+        self.prior = (successes, failures)
         self.decay = float(decay)
         self._index: dict[str, int] = {}
         self._arrays = {name: np.empty(0, dtype) for name, dtype in FIELDS.items()}
@@ -67,7 +72,8 @@ class SuccessRateTracker:
         scored = ~np.isnan(last_rate)
         classes = np.bincount(difficulty(last_rate[scored]), minlength=len(DIFFICULTIES))
         rows = {name.replace("_", " "): f"{n:,}" for name, n in zip(DIFFICULTIES, classes, strict=True)}
-        return html_table(repr(self), rows | {"never scored": f"{(~scored).sum():,}"})
+        rows["never scored"] = f"{(~scored).sum():,}"
+        return html_table((), rows.items(), caption=repr(self))
 
     def _mean(self) -> str:
         if not len(self):
@@ -84,11 +90,12 @@ class SuccessRateTracker:
     def observe(
         self,
         keys: Sequence[str],
-        successes: Sequence[float],
-        trials: Sequence[float],
+        successes: ArrayLike,
+        trials: ArrayLike,
         *,
-        rollouts: Sequence[float] | None = None,
-        tokens: Sequence[float] | None = None,
+        rollouts: ArrayLike | None = None,
+        tokens: ArrayLike | None = None,
+        earlier: tuple[ArrayLike, ArrayLike] | None = None,
     ) -> None:
         """
         Add one visit of each prompt. Two entries of one key are one visit, merged.
@@ -99,12 +106,24 @@ class SuccessRateTracker:
             trials (`(P,)`): Completions that were scored. A visit without any says nothing about the success rate.
             rollouts (`(P,)`, *optional*, defaults to `trials`): Completions generated, scored or not.
             tokens (`(P,)`, *optional*): Completion tokens generated; without it, lengths are not updated.
+            earlier (`tuple[(P,), (P,)]`, *optional*):
+                Successes and trials of the same visit that were observed already. Where there were trials, the visit
+                goes on, and what is known does not age again.
         """
         successes, trials = (np.asarray(x, dtype=np.float64) for x in (successes, trials))
         rollouts = trials if rollouts is None else np.asarray(rollouts, dtype=np.float64)
         lengths_known = tokens is not None
         tokens = np.asarray(tokens, dtype=np.float64) if lengths_known else np.zeros(len(keys))
-        for name, array in (("successes", successes), ("trials", trials), ("rollouts", rollouts), ("tokens", tokens)):
+        nothing = np.zeros(len(keys))
+        won_before, tried_before = (np.asarray(x, dtype=np.float64) for x in earlier or (nothing, nothing))
+        for name, array in (
+            ("successes", successes),
+            ("trials", trials),
+            ("rollouts", rollouts),
+            ("tokens", tokens),
+            ("earlier[0]", won_before),
+            ("earlier[1]", tried_before),
+        ):
             if array.shape != (len(keys),):
                 raise InvalidInputError(
                     f"{name} has shape {array.shape}, but there are {len(keys)} keys; give one per key."
@@ -121,19 +140,24 @@ class SuccessRateTracker:
 
         rows = self._rows_of(keys)
         visited, slot = np.unique(rows, return_inverse=True)
-        successes, trials, rollouts, tokens = (
-            np.bincount(slot, weights=x, minlength=len(visited)) for x in (successes, trials, rollouts, tokens)
+        begins = (trials > 0) & (tried_before == 0)
+        successes, trials, rollouts, tokens, won_before, tried_before, begins = (
+            np.bincount(slot, weights=x, minlength=len(visited))
+            for x in (successes, trials, rollouts, tokens, won_before, tried_before, begins)
         )
 
         scored = trials > 0
         at, won, tried = visited[scored], successes[scored], trials[scored]
-        self._arrays["successes"][at] = self.decay * self._arrays["successes"][at] + won
-        self._arrays["failures"][at] = self.decay * self._arrays["failures"][at] + (tried - won)
-        self._arrays["last_rate"][at] = won / tried
-        self._arrays["visits"][at] += 1
+        goes_on = begins == 0
+        keep = np.where(goes_on, 1.0, self.decay)
+        self._arrays["successes"][at] = keep[scored] * self._arrays["successes"][at] + won
+        self._arrays["failures"][at] = keep[scored] * self._arrays["failures"][at] + (tried - won)
+        self._arrays["last_rate"][at] = (won + won_before[scored]) / (tried + tried_before[scored])
+        self._arrays["visits"][at] += ~goes_on[scored]
         if lengths_known:
-            self._arrays["rollouts"][visited] = self.decay * self._arrays["rollouts"][visited] + rollouts
-            self._arrays["tokens"][visited] = self.decay * self._arrays["tokens"][visited] + tokens
+            keep = np.where(tried_before > 0, keep, self.decay)  # of a visit without a score, too
+            self._arrays["rollouts"][visited] = keep * self._arrays["rollouts"][visited] + rollouts
+            self._arrays["tokens"][visited] = keep * self._arrays["tokens"][visited] + tokens
 
     def evidence(self, keys: Sequence[str]) -> Evidence:
         """
@@ -165,6 +189,12 @@ class SuccessRateTracker:
                 take("tokens", 0.0), rollouts, out=np.full(len(rows), np.nan), where=rollouts > 1e-9
             ),
         )
+
+    def observed(self, keys: Sequence[str]) -> np.ndarray:
+        """Scored rollouts on which the evidence of these prompts rests, older ones decayed, `(P,)`."""
+        rows = [self._index.get(key) for key in keys]
+        won, lost = self._arrays["successes"], self._arrays["failures"]
+        return np.array([0.0 if row is None else won[row] + lost[row] for row in rows])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that was learnt: the keys and one array per field. `prior` and `decay` are the run's, not state."""

@@ -8,11 +8,13 @@ from .._lazy import lazy_exports
 if TYPE_CHECKING:
     from .callbacks import SuccessRateCallback as SuccessRateCallback
     from .config import KnapsackGRPOConfig as KnapsackGRPOConfig
+    from .progress import KnapsackProgressCallback as KnapsackProgressCallback
     from .trainer import KnapsackGRPOTrainer as KnapsackGRPOTrainer
 
 _MODULES = {
     "KnapsackGRPOConfig": "config",
     "KnapsackGRPOTrainer": "trainer",
+    "KnapsackProgressCallback": "progress",
     "SuccessRateCallback": "callbacks",
 }
 

@@ -13,7 +13,8 @@ class GroupAdvantages(NamedTuple):
     Attributes:
         advantages (`torch.Tensor` of shape `(R,)`): 0 for rollouts that no reward function scored.
         zero_std (`torch.Tensor` of shape `(R,)`, bool): What TRL averages into `frac_reward_zero_std`.
-        mean_reward (`torch.Tensor` of shape `(P,)`): Mean reward of each group, NaN where none was scored.
+        mean_reward (`torch.Tensor` of shape `(P,)`): Mean reward of each group's rollouts in this batch, NaN where none
+            was scored.
         mixed (`torch.Tensor` of shape `(P,)`, bool): Whether the rewards of the group vary.
     """
 
@@ -35,6 +36,7 @@ def group_advantages(
     reward_weights: torch.Tensor,
     scale_rewards: str,
     multi_objective_aggregation: str,
+    earlier: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> GroupAdvantages:
     """
     GRPO's advantages with each group normalised by itself, whatever its size.
@@ -48,10 +50,17 @@ def group_advantages(
         reward_weights (`torch.Tensor` of shape `(F,)`): Weight of each reward function.
         scale_rewards (`str`): `"group"`, `"batch"` or `"none"`, as in [`~trl.GRPOConfig`].
         multi_objective_aggregation (`str`): `"sum_then_normalize"` or `"normalize_then_sum"`.
+        earlier (`tuple[torch.Tensor, torch.Tensor]`, *optional*):
+            Rewards `(E, F)` and groups `(E,)` of rollouts that the prompts got before. They count in the mean and the
+            spread of their group: drawn before and apart from these rollouts, they bias nothing (`docs/method.md`).
 
     Returns:
         [`GroupAdvantages`]
     """
+    rows = len(rewards_per_func)  # the others, from here on behind them, are only compared with
+    if earlier is not None:
+        rewards_per_func = torch.cat([rewards_per_func, earlier[0].to(rewards_per_func)])
+        group = torch.cat([group, earlier[1].to(group.device)])
     group = group.to(rewards_per_func.device)
     counts = torch.bincount(group)  # (P,)
     place = torch.empty_like(group)  # of each rollout within its group
@@ -69,7 +78,7 @@ def group_advantages(
     if multi_objective_aggregation == "sum_then_normalize":
         group_std = nanstd(grouped, dim=1)  # (P,), NaN where fewer than two were scored
         mixed = group_std > 1e-8  # the tolerance of torch.isclose, as TRL's frac_reward_zero_std
-        std = nanstd(rewards).expand_as(rewards) if scale_rewards == "batch" else group_std[group]
+        std = nanstd(rewards[:rows]).expand_as(rewards) if scale_rewards == "batch" else group_std[group]
         advantages = rewards - mean_reward[group]
         if scale_rewards != "none":
             advantages = advantages / (std + 1e-4)
@@ -80,8 +89,11 @@ def group_advantages(
         normalized = (per_func - torch.nanmean(per_func, dim=1, keepdim=True)) / (func_std + 1e-4)
         summed = (normalized[group, place] * reward_weights.to(rewards.device)).nansum(dim=1)  # (R,)
         summed = summed.masked_fill(torch.isnan(rewards), torch.nan)
-        std = nanstd(summed).expand_as(summed)
-        advantages = (summed - torch.nanmean(summed)) / (std + 1e-4)
+        std = nanstd(summed[:rows]).expand_as(summed)
+        advantages = (summed - torch.nanmean(summed[:rows])) / (std + 1e-4)
 
+    if earlier is not None:
+        rewards[rows:] = torch.nan
+        mean_reward = torch.nanmean(in_groups(rewards), dim=1)  # of these rollouts only
     zero_std = torch.isclose(std, torch.zeros_like(std))
-    return GroupAdvantages(torch.nan_to_num(advantages, nan=0.0), zero_std, mean_reward, mixed)
+    return GroupAdvantages(torch.nan_to_num(advantages, nan=0.0)[:rows], zero_std[:rows], mean_reward, mixed)

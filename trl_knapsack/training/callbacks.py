@@ -10,10 +10,11 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 
 from ..errors import MissingFileError
 from ..reporting.plots import PLOTS, require_matplotlib, to_image
-from ..tracking.history import HISTORY_FILE, HistoryWriter, RolloutHistory
+from ..tracking.history import HISTORY_FILE, HistoryReader, HistoryWriter
 from ..tracking.records import RolloutRecord
 from ..tracking.state_file import STATE_FILE, find_state
 from ..tracking.tracker import SuccessRateTracker
+from .waiting import WaitingPrompts
 
 
 logger = get_logger(__name__)
@@ -34,6 +35,7 @@ class SuccessRateCallback(TrainerCallback):
 
     Attributes:
         last_record ([`RolloutRecord`] or `None`): The newest generation batch: what was decided, and what came of it.
+        waiting ([`WaitingPrompts`]): Prompts that wait for the rest of their rollouts. They are dropped when a run ends.
     """
 
     def __init__(self, tracker: SuccessRateTracker, run_folder: Callable[[], str], allocation: str):
@@ -41,7 +43,8 @@ class SuccessRateCallback(TrainerCallback):
         self.run_folder = run_folder
         self.allocation = allocation
         self.last_record: RolloutRecord | None = None
-        self._pending: list[RolloutRecord] = []
+        self.waiting = WaitingPrompts()
+        self._pending: list[tuple[RolloutRecord, WaitingPrompts]] = []
         self._history: HistoryWriter | None = None  # on the main process, while it can write
         self._before_search: dict | None = None  # what a hyperparameter search begins each trial with
 
@@ -50,16 +53,21 @@ class SuccessRateCallback(TrainerCallback):
             if self._before_search is None:
                 self._before_search = self.tracker.state_dict()
             self.tracker.load_state_dict(self._before_search)  # another trial's model is not this one's
+        if state.global_step == 0:
+            self.waiting = WaitingPrompts()  # those of an earlier call of `train` are not this run's
         self._history = None
         self._pending.clear()  # of a run that was interrupted within a step
         if state.is_world_process_zero:
             self._history = HistoryWriter(os.path.join(self.run_folder(), HISTORY_FILE))
             self._write(lambda history: history.begin(state.global_step))
 
-    def record(self, record: RolloutRecord) -> None:
-        """Take note of a generation batch; the tracker learns of it at the end of the step, or before the next batch."""
+    def record(self, record: RolloutRecord, waiting: WaitingPrompts) -> None:
+        """
+        Take note of a generation batch, and of who waits after it; both count from the end of the step on, or from the
+        next batch.
+        """
         self.last_record = record
-        self._pending.append(record)
+        self._pending.append((record, waiting))
 
     def on_step_end(self, args, state, control, **kwargs):
         self.learn(state.global_step, state.epoch)
@@ -72,15 +80,17 @@ class SuccessRateCallback(TrainerCallback):
             step (`int`): Optimizer step that they belong to, from 1.
             epoch (`float`, *optional*): Passes over the dataset.
         """
-        for record in self._pending:
+        for record, waiting in self._pending:
+            self.waiting = waiting
             self.tracker.observe(
                 record.keys,
                 record.successes,
                 record.trials,
                 rollouts=record.allocation.counts,
                 tokens=record.tokens,
+                earlier=(record.successes_before, record.trials_before),
             )
-        for record in self._pending:
+        for record, _ in self._pending:
             self._write(lambda history, record=record: history.append(record, step, epoch or 0.0, self.allocation))
         self._pending.clear()
 
@@ -147,8 +157,10 @@ class PlotCallback(TrainerCallback):
         self.plot_steps = plot_steps
         self.run_folder = run_folder
         self.callbacks = callbacks
+        self._reader: HistoryReader | None = None  # of the run under way: what it has read it does not read again
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self._reader = None
         if state.is_world_process_zero and not self._served():
             logger.warning(
                 f"plot_steps ({self.plot_steps}) shows plots in tensorboard, wandb and trackio, but report_to is "
@@ -160,7 +172,8 @@ class PlotCallback(TrainerCallback):
         if not (due and state.is_world_process_zero and self._served()):
             return
         try:
-            history = RolloutHistory.load(self.run_folder())
+            self._reader = self._reader or HistoryReader(self.run_folder())
+            history = self._reader.read()
             images = {f"knapsack/plots/{name}": to_image(plot(history)) for name, plot in PLOTS.items()}
         except Exception as error:
             logger.warning(f"No plots at step {state.global_step}: {error}")

@@ -1,5 +1,6 @@
 """What is wrong with a dataset or an option, said before the model is loaded; what TRL checks is left to it."""
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -43,7 +44,8 @@ def check_server_seed(args: KnapsackGRPOConfig) -> None:
     Raises:
         `ValueError`: if a seed would make all completions of a prompt the same.
     """
-    seed = (args.generation_kwargs or {}).get("seed")
+    kwargs: Any = args.generation_kwargs or {}  # text only before `__post_init__`
+    seed = kwargs.get("seed")
     if seed is not None and args.use_vllm and args.vllm_mode == "server":
         raise InvalidInputError(
             f"generation_kwargs has a seed ({seed}), and vllm_mode is 'server': all completions of a prompt would be "
@@ -74,3 +76,56 @@ def likely_success_func(reward_func_names: Sequence[str]) -> str | None:
     """The reward function for correctness by its name, if there is exactly one that says so."""
     likely = [name for name in reward_func_names if re.search("correct|accura", name.lower())]
     return likely[0] if len(likely) == 1 else None
+
+
+def why_nothing_moves(
+    args: KnapsackGRPOConfig,
+    prompts_per_batch: int,
+    dataset_size: int | None,
+    steps: int,
+    anything_known: bool,
+    looks: bool,
+) -> str | None:
+    """
+    Why a run will give every prompt the same number of generations, though it was not asked to.
+
+    Args:
+        args ([`KnapsackGRPOConfig`]): Options of the run.
+        prompts_per_batch (`int`): Prompts of a generation batch.
+        dataset_size (`int` or `None`): Prompts of the dataset; `None` for a stream, of which nobody knows when it begins anew.
+        steps (`int`): Optimizer steps of the run; negative for as many as `num_train_epochs` makes.
+        anything_known (`bool`): Whether there are success rates to begin with, or a rule that knows otherwise.
+        looks (`bool`): Whether new prompts get a look.
+
+    Returns:
+        `str` or `None`: a sentence with the reason and what to do about it; `None` if rollouts can move.
+    """
+    generations = args.num_generations
+    if args.allocation == "uniform":
+        return None
+    so = f"so every prompt gets {generations} generations, as in plain GRPO"
+    for name, remedy in (("min_generations", "lower it"), ("max_generations", "raise it")):
+        if getattr(args, name) == generations:
+            return f"{name} ({generations}) is num_generations, {so}; {remedy}."
+    if max(prompts_per_batch, args.allocation_window) == 1:
+        return (
+            f"A generation batch holds one prompt (generation_batch_size {args.generation_batch_size} / num_generations "
+            f"{generations}), which shares its rollouts with no other, {so}; raise per_device_train_batch_size or "
+            "gradient_accumulation_steps, or set allocation_window, for example to 64."
+        )
+    if anything_known or looks or dataset_size is None:
+        return None
+    epoch = dataset_size // prompts_per_batch  # generation batches; TRL's sampler leaves out what does not fill one
+    if steps > 0:
+        batches = math.ceil(
+            steps * args.gradient_accumulation_steps / (args.steps_per_generation * args.num_iterations)
+        )
+    else:
+        batches = math.ceil(args.num_train_epochs * epoch)
+    if batches > epoch:
+        return None
+    return (
+        f"The run ends within its first epoch ({batches * prompts_per_batch} prompts of {dataset_size}), and nothing is known "
+        f"of a prompt before its first visit, {so}; set look_generations, give success_state_path (`trl-knapsack probe` makes "
+        "one), or train for more epochs."
+    )

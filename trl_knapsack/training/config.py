@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
 
 from trl import GRPOConfig
 
@@ -30,6 +31,12 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
             Fewest generations of a prompt. At least 2, because a group of one has no advantage.
         max_generations (`int`, *optional*, defaults to `128`):
             Most generations of a prompt.
+        look_generations (`int`, *optional*, defaults to `0`):
+            First look at a prompt whose success rate is not known well: it gets so many generations, and waits for the
+            rest, which the next generation batch holds. 0 for no look.
+        allocation_window (`int`, *optional*, defaults to `1`):
+            Prompts that share a budget at least. Where a generation batch holds fewer, prompts wait until so many are
+            together. 1 shares the rollouts of each batch out within it.
         group_weight_power (`float`, *optional*, defaults to `1.0`):
             How much a prompt weighs in the loss: its number of generations to this power. 1 weighs every rollout the
             same, as TRL's losses do, so that a prompt with four times the rollouts weighs four times; 0 weighs every
@@ -75,6 +82,20 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
     max_generations: int = field(
         default=128,
         metadata={"help": "Most generations of a prompt."},
+    )
+    look_generations: int = field(
+        default=0,
+        metadata={
+            "help": "First look at a prompt whose success rate is not known well: it gets so many generations, and waits "
+            "for the rest, which the next generation batch holds. 0 for no look."
+        },
+    )
+    allocation_window: int = field(
+        default=1,
+        metadata={
+            "help": "Prompts that share a budget at least. Where a generation batch holds fewer, prompts wait until so "
+            "many are together. 1 shares the rollouts of each batch out within it."
+        },
     )
     group_weight_power: float = field(
         default=1.0,
@@ -141,13 +162,13 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
     @classmethod
     def from_grpo_config(cls, args: GRPOConfig) -> "KnapsackGRPOConfig":
         """The same configuration with the knapsack options at their defaults; `args` is not changed."""
-        config = copy.copy(args)
+        config: Any = copy.copy(args)
         config.__class__ = cls
         config._as_given = {"generation_batch_size": (None, args.generation_batch_size)}  # else TRL refuses both
         for option in fields(cls):
             if option.name not in args.__dict__:
-                default = option.default_factory() if option.default is MISSING else option.default
-                setattr(config, option.name, default)
+                make: Any = option.default_factory  # there is one where there is no default
+                setattr(config, option.name, make() if option.default is MISSING else option.default)
         config._check_knapsack_options()
         return config
 
@@ -167,6 +188,15 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
             raise InvalidInputError(
                 f"max_generations ({self.max_generations}) must be at least num_generations ({self.num_generations}), "
                 "the mean; raise it or lower num_generations."
+            )
+        if self.look_generations != 0 and not 2 <= self.look_generations < self.num_generations:
+            raise InvalidInputError(
+                f"look_generations ({self.look_generations}) must be 0 or lie between 2 and num_generations - 1 "
+                f"({self.num_generations - 1}), because a look has to leave something to decide; set it to 0 for none."
+            )
+        if self.allocation_window < 1:
+            raise InvalidInputError(
+                f"allocation_window ({self.allocation_window}) must be at least 1; 1 decides each generation batch alone."
             )
         if not 0 <= self.group_weight_power <= 1:
             raise InvalidInputError(

@@ -1,10 +1,6 @@
 """One run at a time in an output folder: two would mix their records and checkpoints."""
 
-import json
-import os
-import socket
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 
 from accelerate.logging import get_logger
@@ -12,13 +8,13 @@ from filelock import FileLock, Timeout
 from transformers import TrainerCallback
 
 from ..errors import InvalidInputError
+from ..tracking.run_holder import HOLDER_FILE, RunHolder
 from .ranks import all_ranks_or_none
 
 
 logger = get_logger(__name__)
 
 _LOCK_FILE = "knapsack_run.lock"
-_HOLDER_FILE = "knapsack_run.json"
 
 
 class RunFolderLock(TrainerCallback):
@@ -36,9 +32,9 @@ class RunFolderLock(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         with all_ranks_or_none():
             if state.is_world_process_zero:
-                self._take(Path(self.run_folder()))
+                self._take(Path(self.run_folder()), RunHolder.this_process(state.global_step, state.max_steps))
 
-    def _take(self, folder: Path) -> None:
+    def _take(self, folder: Path, holder: RunHolder) -> None:
         self.release()
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / _LOCK_FILE, timeout=0)
@@ -46,27 +42,18 @@ class RunFolderLock(TrainerCallback):
             lock.acquire()
         except Timeout:
             raise InvalidInputError(
-                f"{folder} is in use by another run, {_holder(folder)}; wait for it or stop it, or name another output_dir."
+                f"{folder} is in use by another run, {RunHolder.read(folder) or 'which has not said who it is'}; wait for it "
+                "or stop it, or name another output_dir."
             ) from None
         except (NotImplementedError, OSError) as error:  # some network file systems know no locks
             logger.warning(f"{folder} can't be locked ({error}): do not start a second run in it.")
             return
         self._lock = lock
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now().isoformat(" ", "seconds")}
-        (folder / _HOLDER_FILE).write_text(json.dumps(holder) + "\n", encoding="utf-8")
+        holder.write(folder)
 
     def release(self) -> None:
         """Let another run have the folder. Safe to call twice."""
         if self._lock is not None:
-            Path(self._lock.lock_file).with_name(_HOLDER_FILE).unlink(missing_ok=True)
+            Path(self._lock.lock_file).with_name(HOLDER_FILE).unlink(missing_ok=True)
             self._lock.release()
             self._lock = None
-
-
-def _holder(folder: Path) -> str:
-    """Who holds the folder, in words."""
-    try:
-        holder = json.loads((folder / _HOLDER_FILE).read_text(encoding="utf-8"))
-        return f"process {int(holder['pid'])} on {str(holder['host'])[:100]!r} since {str(holder['since'])[:19]!r}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "which has not said who it is"

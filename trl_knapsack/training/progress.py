@@ -1,6 +1,9 @@
 """The progress bar, with one line of what matters in place of all metrics."""
 
+import shutil
+import sys
 from collections.abc import Callable
+from datetime import timedelta
 
 import numpy as np
 from transformers import ProgressCallback
@@ -17,7 +20,13 @@ class KnapsackProgressCallback(ProgressCallback):
     gradient ratio, the smallest and largest budget, and the newest batch's mean budgets by believed success rate, from 0 at
     the left to 1. All metrics still go where `report_to` says.
 
-    [`KnapsackGRPOTrainer`] puts it in the place of transformers' own where output is a terminal.
+    [`KnapsackGRPOTrainer`] puts it in the place of transformers' own where output is a terminal. To have it elsewhere too, in
+    a log file for example:
+
+    ```python
+    trainer.remove_callback(ProgressCallback)  # of transformers, or this one
+    trainer.add_callback(KnapsackProgressCallback(lambda: trainer.success_rate_callback.last_record))
+    ```
 
     Args:
         last_record (`Callable[[], RolloutRecord | None]`): The newest generation batch.
@@ -30,15 +39,23 @@ class KnapsackProgressCallback(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or self.training_bar is None or not logs:
             return
-        if "knapsack/generations/max" not in logs:  # of an evaluation, or of the end of the run
+        if "train_runtime" in logs:
+            line = f"step {state.global_step:>5}   done in {timedelta(seconds=round(logs['train_runtime']))}"
+        elif "knapsack/generations/max" in logs:
+            width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+            line = progress_line(state.global_step, logs, self.last_record(), width)
+        else:  # of an evaluation
             super().on_log(args, state, control, logs=logs, **kwargs)
             return
-        self.training_bar.write(progress_line(state.global_step, logs, self.last_record()))
+        self.training_bar.write(line)
 
 
-def progress_line(step: int, logs: dict[str, float | None], record: RolloutRecord | None) -> str:
+def progress_line(
+    step: int, logs: dict[str, float | None], record: RolloutRecord | None, width: int | None = None
+) -> str:
     """
-    What is written of the metrics `logs`, and of the newest generation batch.
+    What is written of the metrics `logs`, and of the newest generation batch. In a terminal of `width` columns, what is of
+    least use is left out until the line fits.
 
     ```txt
     step   120   success rate 0.640   effective gradient ratio 0.42   generations 2 to 35   0 ▁▅█▆▄▂▂▁▁▁ 1
@@ -53,6 +70,9 @@ def progress_line(step: int, logs: dict[str, float | None], record: RolloutRecor
     ]
     if record is not None:
         parts.append(f"0 {budgets_by_rate(record)} 1")
+    for least in (parts[3], parts[2]):
+        if width is not None and len("   ".join(parts)) > width:
+            parts.remove(least)
     return "   ".join(parts)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -21,7 +22,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, get_config_model_id
 
-from ..allocation import AllocationRule, get_rule
+from ..allocation import AllocationRule, UniformRule, get_rule
+from ..allocation.looks import BatchSharing
 from ..allocation.rules import check_rule
 from ..errors import InvalidInputError
 from ..hub.cards import complete_model_card
@@ -42,13 +44,20 @@ from .checkpoints import (
     what_is_torn,
     window_path,
 )
-from .checks import check_server_seed, check_success_rule, check_train_dataset, likely_success_func
+from .checks import (
+    check_server_seed,
+    check_success_rule,
+    check_train_dataset,
+    likely_success_func,
+    why_nothing_moves,
+)
 from .config import KnapsackGRPOConfig
 from .decision import Decision, decide
 from .folder_lock import RunFolderLock
 from .progress import KnapsackProgressCallback
 from .ranks import RankAgreement, all_ranks_or_none
 from .seams import ATTRIBUTES, WORKING_TRL, check_attributes, check_seams, check_unsloth
+from .waiting import WaitingPrompt, WaitingPrompts
 
 
 if TYPE_CHECKING:
@@ -110,8 +119,14 @@ class KnapsackGRPOTrainer(GRPOTrainer):
     trainer = KnapsackGRPOTrainer(
         model="Qwen/Qwen2.5-0.5B-Instruct",
         reward_funcs=accuracy_reward,
-        args=KnapsackGRPOConfig(output_dir="outputs"),
-        train_dataset=load_dataset("trl-lib/DeepMath-103K", split="train"),
+        args=KnapsackGRPOConfig(
+            output_dir="outputs",
+            num_generations=8,
+            per_device_train_batch_size=16,
+            gradient_accumulation_steps=8,  # 128 rollouts: 16 prompts share them
+            num_train_epochs=3,  # the first is uniform, unless success rates are known
+        ),
+        train_dataset=load_dataset("trl-lib/DeepMath-103K", split="train[:2000]"),
     )
     trainer.train()
     ```
@@ -133,6 +148,8 @@ class KnapsackGRPOTrainer(GRPOTrainer):
     }
 
     args: KnapsackGRPOConfig
+    num_generations: int  # None in TRL only before its config is filled in
+    num_generations_eval: int
     allocation_rule: AllocationRule
     success_func: SuccessFunc | None
     success_tracker: SuccessRateTracker
@@ -145,7 +162,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
     # Set here as well as in `__init__`, for subclasses and tests that build a trainer without it.
     _prompts_are_known = False
     _decision: Decision | None = None  # on the generation batch under way, None outside of training
-    _rewards_per_func: torch.Tensor | None = None  # its rewards over all ranks, (R, F)
+    _rewards_per_func: Any = None  # its rewards over all ranks, (R, F)
     _advantages_checked = False
 
     if TYPE_CHECKING:  # what editors and type checkers see; a test compares it with TRL's
@@ -229,6 +246,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
                     self._warn_of_foreign_state(info)
             # Without a dataset the environment owns the prompts, and all rows look alike: nothing to allocate.
             self._prompts_are_known = train_dataset is not None
+            self._warn_if_nothing_moves(has_other_rule=allocation_rule is not None)
 
     # ------------------------------------------------------------------------------------------ what TRL calls
 
@@ -256,24 +274,42 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             return super()._generate_and_score_completions(inputs)
 
         self.success_rate_callback.learn(self.state.global_step + 1, self.state.epoch)
-        prompts = self._gather_prompts(inputs)  # (P,) rows, one per prompt
-        evidence = self.success_tracker.evidence([prompt_key(row, self.args.prompt_id_column) for row in prompts])
+        waiting = self.success_rate_callback.waiting
+        new = [
+            WaitingPrompt(
+                prompt_key(row, self.args.prompt_id_column),
+                row,
+                rewards=torch.empty(0, len(self.reward_func_names)),
+                since=waiting.batches,
+            )
+            for row in self._gather_prompts(inputs)
+        ]
+        candidates = [*waiting.prompts, *new]  # (C,)
+        keys = [prompt.key for prompt in candidates]
         self._decision = decide(
-            self.allocation_rule,
-            evidence,
+            self._batch_sharing(len(new)),
+            self.success_tracker.evidence(keys),
+            self.success_tracker.observed(keys),
+            np.array([len(prompt.rewards) for prompt in candidates]),
+            len(new),
             len(inputs) * self.accelerator.num_processes,
-            self.args.min_generations,
-            self.args.max_generations,
+            waiting.batches,
             self.accelerator,
         )
+        prompts = [candidates[i] for i in self._decision.candidates]  # (P,)
         try:
             # A copy per row, as from TRL's data loader: TRL writes the extra fields of `rollout_func` into the row,
             # and environments write into its lists.
             rank_rows = self._decision.plan.rank_rows(self.accelerator.process_index)
             self._log_group_sizes(self._decision.allocation.counts[rank_rows].tolist())
-            output = super()._generate_and_score_completions([copy.deepcopy(prompts[i]) for i in rank_rows])
-            groups = self._correct_advantages(output, self._decision, self._rewards_per_func)
-            self._take_note(output, self._decision, self._rewards_per_func, groups)
+            output = super()._generate_and_score_completions([copy.deepcopy(prompts[i].row) for i in rank_rows])
+            groups = self._correct_advantages(output, self._decision, prompts, self._rewards_per_func)
+            record = self._record(output, self._decision, prompts, self._rewards_per_func, groups)
+            for name, value in record.metrics().items():
+                self._metrics["train"][name].append(value)
+            if self._may_wait:
+                waiting = waiting.after(candidates, self._decision, record, self._rewards_per_func)
+            self.success_rate_callback.record(record, waiting)
         finally:
             self._decision = self._rewards_per_func = None
         return output
@@ -319,6 +355,8 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         with all_ranks_or_none():  # no rank goes on to delete before every rank has written
             if self.args.should_save:
                 self.success_rate_callback.save(folder)
+                if self._may_wait:
+                    self.success_rate_callback.waiting.save(folder)
             if not self.args.save_only_model:  # else nobody can resume from it
                 self._save_window(folder)
         super()._save_checkpoint(model, trial)
@@ -338,7 +376,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             is_same_window = step % per_window != 0 and (self._step - 1) // per_window == step // per_window
             batches = self._buffered_inputs if is_same_window else []
         path = window_path(folder, self.accelerator.process_index)
-        save_window(path, step, batches, self._window_settings())
+        save_window(path, step, batches or [], self._window_settings())
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -356,6 +394,8 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         with all_ranks_or_none():
             if self.args.resume_success_state:
                 self.success_rate_callback.load(checkpoint)
+                if self._may_wait:
+                    self.success_rate_callback.waiting = WaitingPrompts.load(checkpoint, self.args.prompt_id_column)
             try:
                 if os.path.isfile(path):
                     window = load_window(path, self._window_settings(), self.accelerator.device)
@@ -395,7 +435,8 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         if not resume_from_checkpoint:
             return resume_from_checkpoint
         if resume_from_checkpoint is True:
-            newest = get_last_checkpoint(self.args.output_dir) if os.path.isdir(self.args.output_dir) else None
+            folder = self.args.output_dir or ""
+            newest = get_last_checkpoint(folder) if os.path.isdir(folder) else None
         else:
             newest = resume_from_checkpoint
         if newest is None or not os.path.isdir(newest):
@@ -416,7 +457,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         """Where the run under way keeps its checkpoints: `output_dir`, or a trial's folder in it."""
         return self._get_output_dir(trial=self._trial)
 
-    def _window_settings(self) -> dict[str, int]:
+    def _window_settings(self) -> dict[str, int | None]:
         """What a resumed run must share with the one that stopped, to go on with its rollouts."""
         args = self.args
         return {
@@ -440,6 +481,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
                 ]
         shared["The step to go on from"] = self.state.global_step
         shared["The digest of the success rates"] = state_digest(self.success_tracker.state_dict())
+        shared["The digest of the prompts that wait"] = self.success_rate_callback.waiting.digest()
         return shared
 
     def _gather_prompts(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -465,11 +507,32 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         """Factor on the advantages of each prompt's group, `(P,)`; the mean over rollouts is 1."""
         if (counts == counts[0]).all():
             return np.ones(len(counts))
-        weights = counts ** (self.args.group_weight_power - 1.0)
+        weights = np.maximum(counts, 1) ** (self.args.group_weight_power - 1.0)
         return weights * (counts.sum() / (counts * weights).sum())
 
+    @property
+    def _may_wait(self) -> bool:
+        """Whether prompts may wait from one generation batch to another; equal shares would gain nothing by it."""
+        args = self.args
+        return not isinstance(self.allocation_rule, UniformRule) and (
+            args.look_generations > 0 or args.allocation_window > 1
+        )
+
+    def _batch_sharing(self, prompts_per_batch: int) -> BatchSharing:
+        """How generation batches of so many new prompts are shared out."""
+        args = self.args
+        bounds = args.min_generations, args.max_generations
+        if not self._may_wait:
+            return BatchSharing(self.allocation_rule, *bounds)
+        batches = math.ceil(args.allocation_window / prompts_per_batch)
+        return BatchSharing(self.allocation_rule, *bounds, args.look_generations, batches)
+
     def _correct_advantages(
-        self, output: dict[str, Any], decision: Decision, rewards_per_func: torch.Tensor
+        self,
+        output: dict[str, Any],
+        decision: Decision,
+        prompts: list[WaitingPrompt],
+        rewards_per_func: torch.Tensor,
     ) -> GroupAdvantages:
         """Put right, in place, what TRL computed for equal groups, and return what it should have been."""
         options = (self.reward_weights, self.scale_rewards, self.multi_objective_aggregation)
@@ -478,7 +541,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         rank_rows = slice(start, start + rows)
 
         if not self._advantages_checked:
-            equal = torch.arange(len(decision.evidence)).repeat_interleave(self.num_generations)
+            equal = torch.arange(len(rewards_per_func) // self.num_generations).repeat_interleave(self.num_generations)
             ours = group_advantages(rewards_per_func, equal, *options).advantages[rank_rows]
             # Equal bits on a CPU, as the tests prove; a GPU may add in another order.
             if not torch.allclose(ours, output["advantages"], rtol=1e-3, atol=1e-5):
@@ -489,7 +552,12 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             self._advantages_checked = True
 
         row_prompt = torch.from_numpy(decision.plan.row_prompt)  # (R,)
-        groups = group_advantages(rewards_per_func, row_prompt, *options)
+        earlier = None
+        if any(len(prompt.rewards) for prompt in prompts):
+            sizes = torch.tensor([len(prompt.rewards) for prompt in prompts])
+            group = torch.arange(len(prompts)).repeat_interleave(sizes)
+            earlier = torch.cat([prompt.rewards for prompt in prompts]), group
+        groups = group_advantages(rewards_per_func, row_prompt, *options, earlier)
         advantages = groups.advantages  # (R,)
         weights = self._group_weights(decision.allocation.counts)  # (P,)
         if (weights != 1).any():
@@ -504,22 +572,23 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         logged.extend(advantages.tolist())
         return groups
 
-    def _take_note(
+    def _record(
         self,
         output: dict[str, Any],
         decision: Decision,
+        prompts: list[WaitingPrompt],
         rewards_per_func: torch.Tensor,
         groups: GroupAdvantages,
-    ) -> None:
-        """Write down what came of the generation batch, for the metrics, the tracker and the history."""
+    ) -> RolloutRecord:
+        """What came of the generation batch, for the metrics, the tracker and the history."""
         plan = decision.plan
         lengths = output["completion_mask"].sum(dim=1)
         # `mask_truncated_completions` empties the mask of the longest ones
         lengths = torch.where(lengths > 0, lengths, output["completion_mask"].size(1))
-        tokens = self.accelerator.gather(lengths.to(self.accelerator.device)).cpu().numpy()  # (R,)
+        tokens: Any = self.accelerator.gather(lengths.to(self.accelerator.device))
+        tokens = tokens.cpu().numpy()  # (R,)
         success = self._success(rewards_per_func).cpu().numpy()  # (R,)
-        record = RolloutRecord(
-            keys=decision.evidence.keys,
+        return RolloutRecord(
             evidence=decision.evidence,
             allocation=decision.allocation,
             solver_seconds=decision.seconds,
@@ -529,10 +598,12 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             mean_reward=groups.mean_reward.cpu().numpy(),
             mixed=groups.mixed.cpu().numpy(),
             rank_imbalance=plan.imbalance(tokens),
+            looks=decision.looks,
+            before=np.array([len(prompt.rewards) for prompt in prompts]),
+            successes_before=np.array([prompt.successes for prompt in prompts]),
+            trials_before=np.array([prompt.trials for prompt in prompts]),
+            look_age=np.array([self.success_rate_callback.waiting.batches - prompt.since for prompt in prompts]),
         )
-        for name, value in record.metrics().items():
-            self._metrics["train"][name].append(value)
-        self.success_rate_callback.record(record)
 
     def _success(self, rewards_per_func: torch.Tensor) -> torch.Tensor:
         """1 where a completion succeeded, 0 where it failed, NaN where it has no reward: `(R, F) -> (R,)`."""
@@ -566,16 +637,28 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             f"(success_threshold), which the right format alone may reach. {remedy}"
         )
 
+    def _warn_if_nothing_moves(self, has_other_rule: bool) -> None:
+        if not self._prompts_are_known:
+            return
+        args, dataset = self.args, self.train_dataset
+        size = len(dataset) if hasattr(dataset, "__len__") else None
+        prompts = args.generation_batch_size // args.num_generations
+        known = has_other_rule or len(self.success_tracker) > 0  # a rule of the user's own may know prompts otherwise
+        why = why_nothing_moves(args, prompts, size, args.max_steps, known, args.look_generations > 0)
+        if why is not None:
+            logger.warning(why)
+
     def _warn_of_foreign_state(self, info: SuccessStateInfo | None) -> None:
         """Success rates that were kept under other keys help nobody, and nothing else would show it."""
         differences = [] if info is None else info.differences(self.args)
         if differences:
             logger.warning(
-                f"The success rates in {self.args.success_state_path} were kept otherwise: {'; '.join(differences)}."
+                f"The success rates in {self.args.success_state_path} were kept differently: {'; '.join(differences)}."
             )
-        if not hasattr(self.train_dataset, "__len__"):
+        dataset: Any = self.train_dataset
+        if not hasattr(dataset, "__len__"):
             return
-        rows = [self.train_dataset[i] for i in range(min(100, len(self.train_dataset)))]
+        rows = [dataset[i] for i in range(min(100, len(dataset)))]
         if not any(prompt_key(row, self.args.prompt_id_column) in self.success_tracker for row in rows):
             kept_of = "" if info is None else f", which are of {info.dataset_name}, split {info.dataset_train_split}"
             logger.warning(

@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from ...allocation.allocator import Allocation
     from ..helpers.prompts import PromptTable
 
-HELP = "share rollouts out over prompts"
+HELP = "share rollouts among prompts"
 SHOWN = 20  # prompts in the table; all are in the JSON and in the file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="a .csv or .tsv file, a knapsack_state.safetensors, or the folder of a run")
     size = parser.add_mutually_exclusive_group(required=True)
-    size.add_argument("--budget", type=int, help="rollouts to give out, all of them")
-    size.add_argument("--num_generations", type=int, help="the same, as a mean per prompt")
-    parser.add_argument("--min_generations", type=int, default=2, help="fewest of a prompt (default: 2)")
-    parser.add_argument("--max_generations", type=int, default=128, help="most of a prompt (default: 128)")
+    size.add_argument("--budget", type=int, help="rollouts in total")
+    size.add_argument("--num_generations", type=int, help="mean rollouts per prompt, instead of the total")
+    parser.add_argument("--min_generations", type=int, default=2, help="fewest rollouts per prompt (default: 2)")
+    parser.add_argument("--max_generations", type=int, default=128, help="most rollouts per prompt (default: 128)")
     parser.add_argument(
         "--allocation",
         default="posterior",
         choices=["posterior", "paper", "filter", "uniform"],
-        help="rule, as in KnapsackGRPOConfig (default: posterior; a column success_rate is taken as known)",
+        help="rule, as in KnapsackGRPOConfig (default: posterior; a column success_rate is taken as exact)",
     )
     parser.add_argument(
         "--value",
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     tokens = parser.add_mutually_exclusive_group()
     tokens.add_argument("--max_cost", type=float, help="most tokens that all rollouts may take together")
-    tokens.add_argument("--cost_weight", type=float, help="value that a token has to bring")
+    tokens.add_argument("--cost_weight", type=float, help="value that one token must be worth")
     parser.add_argument("--output", help="CSV file to write: id, success_rate and generations of each prompt")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
     table = read_prompts(args.source, args.success_prior)
     if not table.ids:
-        raise InvalidInputError(f"{args.source} knows no prompts yet, so there is nothing to share out.")
+        raise InvalidInputError(f"{args.source} knows no prompts yet, so there is nothing to allocate.")
 
     import numpy as np
 
@@ -111,11 +111,11 @@ def _allocate(table: "PromptTable", args: argparse.Namespace) -> "Allocation":
     priced = args.max_cost is not None or args.cost_weight is not None
     if priced and args.allocation != "posterior":
         raise InvalidInputError(
-            f'allocation {args.allocation!r} takes no account of tokens; use "posterior", or no costs.'
+            f'allocation {args.allocation!r} ignores tokens; use "posterior", or leave the costs out.'
         )
     if priced and table.costs is None:
         raise InvalidInputError(
-            f"{args.source} has no column cost, and no lengths of completions; give the costs of prompts."
+            f"{args.source} has neither a column cost nor lengths of completions; add the cost of each prompt."
         )
     if args.allocation == "posterior" and (priced or table.rates is not None):
         evidence = table.evidence
@@ -142,7 +142,7 @@ def _harmless(name: str) -> str:
 def _print(rows, explanation, allocation, args) -> None:
     print_table("Prompts", ["id", "success rate", "generations"], rows[:SHOWN])
     if len(rows) > SHOWN:
-        print(f"and {len(rows) - SHOWN:,} more: --output FILE or --json has all\n")
+        print(f"and {len(rows) - SHOWN:,} more: --output FILE or --json shows all\n")
     classes = [
         [
             f"{row['from']:.2f} - {row['to']:.2f}" if row["from"] < row["to"] else f"{row['from']:.0f}",

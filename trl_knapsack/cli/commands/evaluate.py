@@ -22,16 +22,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset_name", help="dataset on the Hub or on disk, with a column prompt")
     parser.add_argument("--dataset_config", help="its configuration")
     parser.add_argument("--dataset_test_split", default="test", help="its split (default: test)")
-    parser.add_argument("--reward_funcs", help="one name of trl.rewards, or a dotted path, as my_module.my_reward")
+    parser.add_argument("--reward_funcs", help="a name from trl.rewards, or a dotted path such as my_module.my_reward")
     parser.add_argument(
-        "--success_threshold", type=float, help="reward of a success (default: 0.5, or that of the file of results)"
+        "--success_threshold",
+        type=float,
+        help="reward that counts as a success (default: 0.5, or what the results file says)",
     )
     parser.add_argument(
         "--answers", choices=["exact", "math"], help="what completions vote for in maj@k (default: no maj@k)"
     )
-    parser.add_argument("--prompt_id_column", help="column of ids; without it, problems are known by their content")
-    parser.add_argument("--num_eval_problems", type=int, help="only the first so many problems")
-    parser.add_argument("--num_generations", type=int, default=8, help="completions of a problem (default: 8)")
+    parser.add_argument(
+        "--prompt_id_column", help="column of IDs; without it, problems are identified by their content"
+    )
+    parser.add_argument("--num_eval_problems", type=int, help="evaluate only this many problems, from the first")
+    parser.add_argument("--num_generations", type=int, default=8, help="completions per problem (default: 8)")
     parser.add_argument("--temperature", type=float, default=1.0, help="default: 1.0")
     parser.add_argument("--top_p", type=float, default=1.0, help="default: 1.0")
     parser.add_argument("--top_k", type=int, default=0, help="default: 0, all tokens")
@@ -41,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=42, help="default: 42")
     parser.add_argument("--use_vllm", action="store_true", help="generate with vLLM")
-    parser.add_argument("--log_completions", action="store_true", help="keep the texts in the file of results")
+    parser.add_argument(
+        "--log_completions", action="store_true", help="keep the text of the completions in the results file"
+    )
     parser.add_argument("--output_dir", default="outputs/evaluate", help="folder for results (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
 
@@ -84,7 +90,9 @@ def _results(model: str, args: argparse.Namespace):
         return EvaluationResults.load(model, success_threshold=args.success_threshold)
     for option in ("dataset_name", "reward_funcs"):
         if getattr(args, option) is None:
-            raise InvalidInputError(f"{model} is no .jsonl file of results, so it is a model, which needs --{option}.")
+            raise InvalidInputError(
+                f"{model} is not a .jsonl file of results, so it is taken as a model, which needs --{option}."
+            )
 
     from ...evaluation import evaluate_policy, exact_answers, math_answers
     from ..helpers.data import check_prompt_column, load_splits, split_of, written

@@ -2,7 +2,7 @@
 Look into a run: its hardest prompts, those that are stuck, those that took most, and how difficulty changed.
 
 Reads the knapsack_records.jsonl in the folder of a run. Where there is only a state (a checkpoint, or a
-knapsack_state.safetensors), less is known, and old evidence is discounted.
+knapsack_state.safetensors), less is known, and old evidence is discounted. With --watch, the run is followed while it trains.
 """
 
 import argparse
@@ -34,8 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset_name", help="dataset of the run, on the Hub or on disk, to show the prompts' text")
     parser.add_argument("--dataset_config", help="its configuration")
     parser.add_argument("--dataset_train_split", default="train", help="its split (default: train)")
-    parser.add_argument("--prompt_id_column", help="as in the run: without it, prompts are known by their content")
+    parser.add_argument(
+        "--prompt_id_column", help="as in the run: without it, prompts are identified by their content"
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="follow a run that is under way on one screen, until it ends or Ctrl-C; without the tables of prompts",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,6 +52,13 @@ def run(args: argparse.Namespace) -> int:
     if args.top < 1 or args.stuck_after < 1:
         raise InvalidInputError(f"top ({args.top}) and stuck_after ({args.stuck_after}) must be at least 1.")
     source = Path(args.source)
+    if args.watch:
+        from ..helpers.watch import watch
+
+        for option in ("json", "dataset_name"):
+            if getattr(args, option):
+                raise InvalidInputError(f"--watch shows one screen without prompts; leave out --{option}, or --watch.")
+        return watch(source, args.stuck_after)
     if source.suffix == ".jsonl" or (source / HISTORY_FILE).is_file():
         summary = of_history(RolloutHistory.load(source), args.stuck_after)
     else:
@@ -84,7 +98,7 @@ def _texts(args: argparse.Namespace, summary: "Summary") -> dict[str, str]:
 def _print(summary: "Summary", args: argparse.Namespace, texts: dict[str, str]) -> None:
     from ...reporting.summary import CLASSES
 
-    print(summary.headline() + "\n")
+    print(*filter(None, (summary.headline(), summary.allocation_sentence())), "", sep="\n")
     number = (lambda x: round(float(x), 1)) if summary.discounted else int
     columns = ("successes", "scored", "rollouts", "tokens", "visits")
     for kind in ("hardest", "stuck", "most_rollouts", "most_tokens"):

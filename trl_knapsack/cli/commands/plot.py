@@ -1,5 +1,6 @@
 """
-Draw a run: its budgets, effective gradient ratio, difficulty transitions and prompts, or all in one HTML report.
+Draw a run: its budgets, effective gradient ratio, calibration, difficulty transitions and prompts, or all in one HTML
+report.
 
 Reads the knapsack_records.jsonl that KnapsackGRPOTrainer writes into its output_dir. Needs matplotlib.
 """
@@ -13,7 +14,7 @@ from ..helpers.console import print_json
 
 
 HELP = "draw a run's budgets, or write its report"
-PLOTS = ("counts", "budgets", "effective_gradient_ratio", "transitions", "prompts")
+PLOTS = ("counts", "budgets", "effective_gradient_ratio", "calibration", "transitions", "prompts")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from ..helpers.console import percent, print_json, print_table
 
 HELP = "what a budget would buy, before it is spent"
 CAVEAT = (
-    "Value is what the allocator maximises. That more of it means more learning, and how much more, no simulation says: "
+    "Value is what the allocator maximises. No simulation can tell you whether more of it means more learning, or how much more: here, "
     "rates drift here in the same way under every rule."
 )
 
@@ -40,10 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rules to compare with uniform: the trainer's, last_rate (paper without its fallback), and oracle, which "
         "knows the true rates (default: posterior paper filter oracle)",
     )
-    parser.add_argument("--num_generations", type=int, default=8, help="mean generations of a prompt (default: 8)")
-    parser.add_argument("--min_generations", type=int, default=2, help="fewest of a prompt (default: 2)")
-    parser.add_argument("--max_generations", type=int, default=128, help="most of a prompt (default: 128)")
-    parser.add_argument("--prompts_per_batch", type=int, default=32, help="prompts that share (default: 32)")
+    parser.add_argument("--num_generations", type=int, default=8, help="mean generations per prompt (default: 8)")
+    parser.add_argument("--min_generations", type=int, default=2, help="fewest rollouts per prompt (default: 2)")
+    parser.add_argument("--max_generations", type=int, default=128, help="most rollouts per prompt (default: 128)")
+    parser.add_argument("--prompts_per_batch", type=int, default=32, help="prompts that share a budget (default: 32)")
     parser.add_argument("--epochs", type=int, default=10, help="visits of each prompt (default: 10)")
     parser.add_argument(
         "--drift", type=float, default=0.3, help="random step of a rate between epochs, in logits (default: 0.3)"

@@ -38,7 +38,7 @@ def run(arguments: list[str]) -> int:
         return 0
     arguments = [part for argument in arguments for part in _split_config(argument)]
     if arguments.count("--config") > 1:
-        raise InvalidInputError("--config is there twice; give one file, and change single fields by flags.")
+        raise InvalidInputError("--config is given twice; give one file, and override single fields with flags.")
     if "--help-all" not in arguments:  # before TRL is imported, which takes long
         given = given_options(arguments)
         check_spelling(arguments, given)
@@ -139,8 +139,8 @@ def _help() -> str:
         for name, text in own_options().items()
     ]
     usage = "usage: trl-knapsack train [--config FILE] [options]"
-    head = "options that TRL does not have (--help-all shows all; accelerate launch --help those of accelerate):"
-    return "\n".join([usage, __doc__, head, *lines, EPILOG.rstrip()])
+    head = "options that TRL does not have (--help-all shows all, accelerate launch --help those of accelerate):"
+    return "\n".join([usage, __doc__ or "", head, *lines, EPILOG.rstrip()])
 
 
 def _split_config(argument: str) -> list[str]:

@@ -46,4 +46,4 @@ def _check_dataset(options: Mapping[str, Any]) -> None:
         split_of(splits, name, options.get("dataset_test_split") or "test", "dataset_test_split")
     column, columns = options.get("prompt_id_column"), train.column_names
     if column is not None and columns is not None and column not in columns:
-        raise InvalidInputError(f"prompt_id_column {column!r} is no column of {name}, only {columns} are.")
+        raise InvalidInputError(f"prompt_id_column {column!r} is not a column of {name}, which has {columns}.")

@@ -33,7 +33,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     from rich.text import Text
 
     drawn = sys.stdout.isatty()
-    console = Console(file=None if drawn else io.StringIO())
+    written = io.StringIO()
+    console = Console(file=None if drawn else written)
     cells = [[shown(cell) for cell in row] for row in rows]
     is_text = [
         not any(isinstance(row[c], int | float) or str(row[c]).endswith("%") for row in rows)
@@ -64,7 +65,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
         console.print(Text(title, style="bold"), table, "", sep="\n")
     else:
         console.print(table)
-        print(title, *(line.rstrip() for line in console.file.getvalue().splitlines()), "", sep="\n")
+        print(title, *(line.rstrip() for line in written.getvalue().splitlines()), "", sep="\n")
 
 
 def fit(
@@ -106,7 +107,7 @@ def shown(cell: Any) -> str:
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return "-"
     if isinstance(cell, bool) or not isinstance(cell, int | float):
-        return printable(cell, MOST)
+        return printable(str(cell), MOST)
     return f"{cell:,}" if isinstance(cell, int) else f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.4g}"
 
 

@@ -13,7 +13,7 @@ from ...errors import InvalidInputError
 BUILDERS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
-def load_splits(name: str, config: str | None = None, streaming: bool = False) -> Mapping[str, Any]:
+def load_splits(name: str, config: str | None = None, streaming: bool = False) -> Mapping[Any, Any]:
     """
     All splits of a dataset: one saved with `save_to_disk` (without splits it is "train"), a `.csv`, `.json`, `.jsonl` or
     `.parquet` file, or whatever `load_dataset` knows by that name.
@@ -21,15 +21,15 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
     Raises:
         `ValueError`: if there is no such dataset, or it can't be read.
     """
-    from datasets import load_dataset, load_from_disk
+    from datasets import Dataset, DatasetDict, load_dataset
     from datasets.exceptions import DatasetsError
 
     path = Path(name)
     try:
         if (path / "dataset_dict.json").is_file():
-            return load_from_disk(name)
+            return DatasetDict.load_from_disk(name)
         if (path / "dataset_info.json").is_file() and (path / "state.json").is_file():
-            return {"train": load_from_disk(name)}
+            return {"train": Dataset.load_from_disk(name)}
         if path.is_file() and path.suffix in BUILDERS:
             return load_dataset(BUILDERS[path.suffix], data_files=name, streaming=streaming)
         return load_dataset(name, config, streaming=streaming)
@@ -37,7 +37,7 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
         raise InvalidInputError(f"dataset {name!r} can't be loaded: {' '.join(str(error).split())}") from error
 
 
-def split_of(splits: Mapping[str, Any], name: str, split: str, option: str) -> Any:
+def split_of(splits: Mapping[Any, Any], name: str, split: str, option: str) -> Any:
     """
     One split of a dataset.
 

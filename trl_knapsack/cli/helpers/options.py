@@ -50,7 +50,7 @@ def known_options() -> set[str] | None:
         for node in ast.walk(launch)
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument"
         for word in node.args
-        if isinstance(word, ast.Constant) and str(word.value).startswith("-")
+        if isinstance(word, ast.Constant) and isinstance(word.value, str) and word.value.startswith("-")
     }
     known = _OWN | of_accelerate | {f"--{no}{name}" for name in fields for no in ("", "no_")}
     return known | {option.replace("_", "-") for option in known}
@@ -127,7 +127,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
+        raise InvalidInputError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise InvalidInputError(f"{path} must be a YAML mapping, `field: value` on each line.")
     return {str(name): value for name, value in content.items() if name != "env"}
@@ -153,7 +153,7 @@ def unknown_option(flag: str, known: Iterable[str]) -> InvalidInputError:
     """The error for an option that neither the training nor accelerate has."""
     close = difflib.get_close_matches(flag, list(known), n=1, cutoff=0.8)
     remedy = f"did you mean {close[0]}?" if close else "see trl-knapsack train --help."
-    return InvalidInputError(f"{flag} is an option neither of the training nor of accelerate launch; {remedy}")
+    return InvalidInputError(f"{flag} is not an option of the trainer or of accelerate launch; {remedy}")
 
 
 def own_options() -> dict[str, str]:

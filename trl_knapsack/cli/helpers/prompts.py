@@ -1,12 +1,11 @@
 """What the commands read: tables of success rates, and the state that a run keeps of its prompts."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import InvalidInputError, MissingFileError
+from ...errors import InvalidInputError
 
 
 if TYPE_CHECKING:
@@ -46,81 +45,62 @@ class PromptTable:
 
 def read_prompts(path: str | Path, prior: Sequence[float] = (1.0, 1.0)) -> PromptTable:
     """
-    Prompts of a CSV file, a state file or the folder of a run.
+    Prompts of a table, a state file or the folder of a run.
 
-    A CSV file has a head with `success_rate`, with `successes` and `trials`, or with `alpha` and `beta`; `id` and `cost`
-    where they are wanted. Other columns are left alone.
+    A table, `.csv`, `.tsv` or `.jsonl`, has `success_rate`, `successes` and `trials` (or `c` and `n`), or `alpha` and `beta`;
+    `id` and `cost` where they are wanted. Other columns are left alone.
 
     Raises:
         `FileNotFoundError`: if there is no such file.
         `ValueError`: if it does not hold that, with the line.
     """
-    if not str(path).lower().endswith((".csv", ".tsv")):
-        if Path(path).is_file() and not str(path).endswith(".safetensors"):
-            raise InvalidInputError(f"{path} is neither a .csv, .tsv or .safetensors file nor the folder of a run.")
-        import numpy as np
+    import numpy as np
 
-        tracker = load_tracker(path, prior)
-        evidence = tracker.evidence(tracker.keys)
-        known = np.isfinite(evidence.mean_length) & (evidence.mean_length > 0)
-        mean = evidence.mean_length[known].mean() if known.any() else None
-        return PromptTable(
-            list(tracker.keys), evidence, None, None if mean is None else np.where(known, evidence.mean_length, mean)
+    from ...tracking.rate_files import is_rate_file
+
+    if is_rate_file(path):
+        return _of_table(path, prior)
+    if Path(path).is_file() and not str(path).endswith(".safetensors"):
+        raise InvalidInputError(
+            f"{path} is neither a .csv, .tsv, .jsonl or .safetensors file nor the folder of a run."
         )
-    return _read_csv(Path(path), prior)
+    tracker = load_tracker(path, prior)
+    evidence = tracker.evidence(tracker.keys)
+    known = np.isfinite(evidence.mean_length) & (evidence.mean_length > 0)
+    mean = evidence.mean_length[known].mean() if known.any() else None
+    return PromptTable(
+        list(tracker.keys), evidence, None, None if mean is None else np.where(known, evidence.mean_length, mean)
+    )
 
 
-def _read_csv(path: Path, prior: Sequence[float]) -> PromptTable:
+def _of_table(path: str | Path, prior: Sequence[float]) -> PromptTable:
     import numpy as np
 
     from ...allocation.evidence import Evidence
+    from ...tracking.rate_files import read_table
 
-    if not path.is_file():
-        raise MissingFileError(f"There is no file {path}; name a .csv or .tsv file, or the folder of a run.")
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        head = reader.fieldnames or []
-        rows = [(reader.line_num, row) for row in reader]
-    if not rows:
-        raise InvalidInputError(f"{path} has no rows; give a head and one line for each prompt.")
-
-    def numbers(name: str, at_least: float, at_most: float = float("inf")) -> np.ndarray:
-        column = np.empty(len(rows))
-        for i, (line, row) in enumerate(rows):
-            try:
-                column[i] = float(row[name])
-            except (TypeError, ValueError):
-                column[i] = np.nan
-            if not at_least <= column[i] <= at_most:
-                rule = f"between {at_least:g} and {at_most:g}" if at_most < float("inf") else f"at least {at_least:g}"
-                raise InvalidInputError(f"Line {line} of {path}: {name} ({row[name]!r}) must be a number {rule}.")
-        return column
-
+    table = read_table(path)
+    has, number = set(table.columns), len(table.rows)
     prior_a, prior_b = prior
     rates = None
-    if {"successes", "trials"} <= set(head):
-        successes, trials = numbers("successes", 0), numbers("trials", 0)
-        for (line, _), won, tried in zip(rows, successes, trials, strict=True):
-            if won > tried:
-                raise InvalidInputError(
-                    f"Line {line} of {path}: successes ({won:g}) must not exceed trials ({tried:g})."
-                )
+    if {"successes", "trials"} <= has:
+        successes, trials = table.successes_and_trials()
         alpha, beta = prior_a + successes, prior_b + trials - successes
-        last_rate = np.divide(successes, trials, out=np.full(len(rows), np.nan), where=trials > 0)
+        last_rate = np.divide(successes, trials, out=np.full(number, np.nan), where=trials > 0)
         visits = (trials > 0).astype(np.int64)
-    elif {"alpha", "beta"} <= set(head):
-        alpha, beta = numbers("alpha", 1e-12), numbers("beta", 1e-12)
-        last_rate, visits = alpha / (alpha + beta), np.ones(len(rows), np.int64)
-    elif "success_rate" in head:
-        rates = last_rate = numbers("success_rate", 0, 1)
+    elif {"alpha", "beta"} <= has:
+        alpha, beta = table.numbers("alpha", 1e-12), table.numbers("beta", 1e-12)
+        last_rate, visits = alpha / (alpha + beta), np.ones(number, np.int64)
+    elif "success_rate" in has:
+        rates = last_rate = table.numbers("success_rate", 0, 1)
         alpha, beta = prior_a + rates, prior_b + 1 - rates
-        visits = np.ones(len(rows), np.int64)
+        visits = np.ones(number, np.int64)
     else:
         raise InvalidInputError(
-            f"{path} has the columns {head}; it needs success_rate, or successes and trials, or alpha and beta."
+            f"{path} has the columns {table.columns}; it needs success_rate, or successes and trials, or alpha and beta."
         )
-    costs = numbers("cost", 1e-12) if "cost" in head else None
-    ids = [row["id"] if "id" in head else str(i + 1) for i, (_, row) in enumerate(rows)]
+    costs = table.numbers("cost", 1e-12) if "cost" in has else None
+    ids = [str(row.get("id")) if "id" in has else str(i + 1) for i, (_, row) in enumerate(table.rows)]
     return PromptTable(
-        ids, Evidence(tuple(ids), alpha, beta, last_rate, visits, np.full(len(rows), np.nan)), rates, costs
+        ids, Evidence(tuple(ids), alpha, beta, last_rate, visits, np.full(number, np.nan)), rates, costs
     )

@@ -4,10 +4,12 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ...errors import InvalidInputError
 
@@ -34,7 +36,66 @@ def load_reward(name: str) -> Callable:
     if not callable(reward):
         functions = [other for other in dir(module) if not other.startswith("_") and callable(getattr(module, other))]
         raise _not_there(module.__name__, function_name, functions, module.__file__)
-    return reward(**_MADE_BY_A_CALL[name]) if name in _MADE_BY_A_CALL else reward
+    made: Any = reward(**_MADE_BY_A_CALL[name]) if name in _MADE_BY_A_CALL else reward
+    return made
+
+
+def load_success_reward(
+    names: Sequence[str], deciding: str | None = None, weights: Sequence[float] | None = None
+) -> tuple[Callable, str]:
+    """
+    The reward that decides success, as a run of the trainer with these reward functions has it.
+
+    Args:
+        names (`Sequence[str]` of length `F`): Reward functions, as [`load_reward`] takes.
+        deciding (`str`, *optional*): Own name of the one that decides, as `success_reward_func` gives it.
+        weights (`Sequence[float]` of length `F`, *optional*): As `reward_weights`, for their sum.
+
+    Returns:
+        `tuple[Callable, str]`: a reward function, and what it is, in words.
+
+    Raises:
+        `ValueError`: if one is not there, or there are not as many weights.
+    """
+    functions = [load_reward(name) for name in names]
+    by_name = {getattr(function, "__name__", type(function).__name__): function for function in functions}
+    if deciding is not None and deciding not in by_name:
+        raise InvalidInputError(
+            f"success_reward_func {deciding!r} must be one of the reward functions: {', '.join(by_name)}."
+        )
+    if weights is not None and len(weights) != len(functions):
+        raise InvalidInputError(
+            f"reward_weights ({len(weights)}) must be as many as reward_funcs ({len(functions)}); give one for each."
+        )
+    if deciding is not None:
+        return by_name[deciding], deciding
+    if len(functions) > 1:
+        from ...training.checks import likely_success_func
+
+        likely = likely_success_func(list(by_name))
+        if likely is not None:
+            return by_name[likely], f"{likely}, because of its name"
+    elif weights is None:
+        return functions[0], next(iter(by_name))
+    of = weights or [1.0] * len(functions)
+    return _weighted_sum(functions, of), f"the weighted sum of {', '.join(by_name)}"
+
+
+def _weighted_sum(functions: Sequence[Callable], weights: Sequence[float]) -> Callable:
+    """Their weighted sum, as TRL has it: a function that returns None for a completion is left out of its sum."""
+
+    async def weighted_sum(**columns) -> list[float | None]:
+        rewards = []
+        for function in functions:
+            returned = function(**columns)
+            rewards.append(await returned if inspect.iscoroutine(returned) else returned)
+        sums = []
+        for of_completion in zip(*rewards, strict=True):
+            known = [w * r for w, r in zip(weights, of_completion, strict=True) if r is not None and r == r]  # not NaN
+            sums.append(sum(known) if known else None)
+        return sums
+
+    return weighted_sum
 
 
 def check_reward(name: str) -> str | None:
@@ -61,9 +122,10 @@ def check_reward(name: str) -> str | None:
             f"reward function {name!r}: there is no module {module_name!r}; give module.function, with the module in the "
             "working directory or installed."
         )
-    if not (found.origin or "").endswith(".py"):
+    file = found.origin or ""
+    if not file.endswith(".py"):
         return None
-    tree = ast.parse(Path(found.origin).read_text(encoding="utf-8"), found.origin)
+    tree = ast.parse(Path(file).read_text(encoding="utf-8"), file)
     functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
     if function_name in functions:
         return function_name
@@ -79,7 +141,7 @@ def check_reward(name: str) -> str | None:
     written |= {getattr(node, "asname", None) or node.name for node in ast.walk(tree) if isinstance(node, ast.alias)}
     written |= {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef)}
     if function_name in constants or not written & {function_name, "*", "__getattr__", "globals", "setattr", "exec"}:
-        raise _not_there(module_name, function_name, functions, found.origin)
+        raise _not_there(module_name, function_name, functions, file)
     return None
 
 

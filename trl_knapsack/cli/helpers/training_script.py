@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers.utils import is_peft_available
 from trl import (
@@ -16,6 +17,7 @@ from trl import (
 )
 
 from ...errors import InvalidInputError, KnapsackError
+from ...reporting.summary import closing_rows
 from ...training.config import KnapsackGRPOConfig
 from ...training.trainer import KnapsackGRPOTrainer
 from .data import check_prompt_column, load_splits, split_of
@@ -32,18 +34,18 @@ class RewardArguments(ScriptArguments):
             Reward functions: names of `trl.rewards`, as `accuracy_reward`, or dotted paths of your own, as
             `my_module.my_reward`.
         reward_model_name_or_path (`str`, *optional*):
-            Reward model on the Hub or on disk, before the functions.
+            Reward model on the Hub or on disk, placed before the functions.
     """
 
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Reward functions: names of trl.rewards, as accuracy_reward, or dotted paths of your own, as "
-            "my_module.my_reward."
+            "help": "Reward functions: names from trl.rewards such as accuracy_reward, or dotted paths to your own "
+            "such as my_module.my_reward."
         },
     )
     reward_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Reward model on the Hub or on disk, before the functions."}
+        default=None, metadata={"help": "Reward model on the Hub or on disk, placed before the functions."}
     )
 
     def __post_init__(self):
@@ -51,7 +53,7 @@ class RewardArguments(ScriptArguments):
             self.reward_funcs = [self.reward_funcs]
 
 
-TYPES = (RewardArguments, KnapsackGRPOConfig, ModelConfig, DatasetMixtureConfig)
+TYPES: tuple[Any, ...] = (RewardArguments, KnapsackGRPOConfig, ModelConfig, DatasetMixtureConfig)
 
 
 class Parser(TrlParser):
@@ -81,13 +83,14 @@ def make_trainer(
     dataset_args: DatasetMixtureConfig,
 ) -> KnapsackGRPOTrainer:
     """The trainer that the arguments describe."""
-    rewards = [load_reward(name) for name in script_args.reward_funcs or []]
+    rewards: list[Any] = [load_reward(name) for name in script_args.reward_funcs or []]
     if script_args.reward_model_name_or_path is not None:
         rewards.insert(0, script_args.reward_model_name_or_path)
+    name: Any = script_args.dataset_name  # the command has checked that there is one, and a model
+    model: Any = model_args.model_name_or_path
     if dataset_args.datasets:  # as in `trl grpo`, it counts for more than dataset_name
         name, splits = "datasets", get_dataset(dataset_args)
     else:
-        name = script_args.dataset_name
         splits = load_splits(name, script_args.dataset_config, script_args.dataset_streaming)
     train_dataset = split_of(splits, name, script_args.dataset_train_split, "dataset_train_split")
     check_prompt_column(train_dataset, name)
@@ -95,15 +98,16 @@ def make_trainer(
     if training_args.eval_strategy != "no":
         eval_dataset = split_of(splits, name, script_args.dataset_test_split, "dataset_test_split")
     trust = getattr(training_args, "trust_remote_code", False) or getattr(model_args, "trust_remote_code", False)
+    init_kwargs: Any = training_args.model_init_kwargs or {}  # text only before `__post_init__`
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "trust_remote_code": trust,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
-        **(training_args.model_init_kwargs or {}),
+        **init_kwargs,
     }
     return KnapsackGRPOTrainer(
-        model=model_args.model_name_or_path,
+        model=model,
         reward_funcs=rewards,
         args=training_args,
         train_dataset=train_dataset,
@@ -135,7 +139,7 @@ def summary(trainer: KnapsackGRPOTrainer) -> str:
     """The closing lines."""
     args, history = trainer.args, trainer.state.log_history
     logs = [entry for entry in history if "knapsack/effective_gradient_ratio" in entry]
-    rows = [("allocation", args.allocation)]
+    rows: list[tuple[str, Any]] = [("allocation", args.allocation)]
     if logs:
         first, last = logs[0], logs[-1]
         for title, name in (
@@ -143,8 +147,7 @@ def summary(trainer: KnapsackGRPOTrainer) -> str:
             ("effective gradient ratio", "knapsack/effective_gradient_ratio"),
         ):
             rows.append((title, f"{first[name]:.3f} at step {first['step']}, {last[name]:.3f} at step {last['step']}"))
-        largest = max(entry["knapsack/generations/max"] for entry in logs)
-        rows.append(("largest budget", f"{largest:.0f} generations of one prompt, {args.num_generations} in the mean"))
+        rows += closing_rows(args.allocation, logs, args.num_generations)
     evaluations = [entry for entry in history if "eval_reward" in entry]
     if evaluations:
         rows.append(
