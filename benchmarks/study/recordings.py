@@ -89,7 +89,9 @@ def main() -> None:
             for task in args.tasks:
                 recording = record(task, regime, seed, args.steps)
                 first, last = recording.rates[0].mean(), recording.rates[-1].mean()
-                print(f"{task}, {regime}, seed {seed}: {len(recording.rates)} batches, rates {first:.2f} to {last:.2f}")
+                print(
+                    f"{task}, {regime}, seed {seed}: {len(recording.rates)} batches, rates {first:.2f} to {last:.2f}"
+                )
 
 
 if __name__ == "__main__":

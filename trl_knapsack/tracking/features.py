@@ -100,7 +100,11 @@ class DifficultyColumns:
         """
         return np.array(
             [
-                [feature for column, reader in self._readers.items() for feature in _read(_field(row, column), *reader)]
+                [
+                    feature
+                    for column, reader in self._readers.items()
+                    for feature in _read(_field(row, column), *reader)
+                ]
                 for row in rows
             ],
             dtype=np.float64,
@@ -128,7 +132,9 @@ class DifficultyColumns:
                 kind, scales = reader["kind"], {str(k): (float(m), float(s)) for k, (m, s) in reader["scales"].items()}
             except (TypeError, KeyError, ValueError, AttributeError):
                 kind, scales = None, {}
-            sound = all(math.isfinite(mean) and math.isfinite(spread) and spread > 0 for mean, spread in scales.values())
+            sound = all(
+                math.isfinite(mean) and math.isfinite(spread) and spread > 0 for mean, spread in scales.values()
+            )
             if kind not in ("number", "per cent", "category") or not scales or not sound:
                 raise InvalidInputError(
                     f"the state of difficulty column {printable(str(column), 80)!r} is {printable(repr(reader), 80)}, which "

@@ -27,7 +27,7 @@ SPREAD = 2.0  # rollouts of a prompt beyond this many say little more of the oth
 GROUP = 8  # rollouts of a prompt, at which one more is judged; TRL's default
 SURE = 16.0  # rollouts beyond which what was seen of a prompt counts for no more
 NEIGHBORS = 64  # prompts whose mean worth a prompt's is compared with
-ENOUGH = math.log(20.0)  # by Ville's inequality one useless prior in twenty gets this likely
+ENOUGH = math.log(1000.0)  # by Ville's inequality one useless prior in a thousand gets so much likelier
 CAUTION = 1.0  # standard errors by which the features must have told prompts apart
 
 _log_gamma = np.frompyfunc(math.lgamma, 1, 1)
@@ -292,7 +292,7 @@ class _Regression:
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Expected rates, `(P,)`: the less sure the coefficients, the nearer to 1/2 (MacKay 1992)."""
         inputs = _with_ones(features)
-        variance = np.einsum("pi,ij,pj->p", inputs, self.covariance, inputs)
+        variance = ((inputs @ self.covariance) * inputs).sum(axis=1)
         return _sigmoid(inputs @ self.mean / np.sqrt(1.0 + math.pi / 8.0 * variance))
 
     def learn(self, features: np.ndarray, successes: np.ndarray, trials: np.ndarray) -> None:
