@@ -1,4 +1,4 @@
-"""What TRL's trainer forgets when a run is resumed, and which checkpoints are whole."""
+"""What TRL's trainer forgets when a run is resumed, and which checkpoints are complete."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What this package relies on in TRL, and the sentence that refuses a TRL, or an order of imports, without it."""
+"""What this package relies on in TRL, and the error for a TRL, or an order of imports, that does not provide it."""
 
 import inspect
 import os

@@ -5,7 +5,7 @@ import inspect
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -292,7 +292,6 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         self._decision = decide(
             self._batch_sharing(len(new)),
             self.success_tracker.evidence(keys),
-            self.success_tracker.observed(keys),
             np.array([len(prompt.rewards) for prompt in candidates]),
             len(new),
             len(inputs) * self.accelerator.num_processes,
@@ -663,8 +662,14 @@ class KnapsackGRPOTrainer(GRPOTrainer):
     def _warn_if_nothing_moves(self, has_other_rule: bool) -> None:
         if not self._prompts_are_known:
             return
+<<<<<<< HEAD
         args, dataset = self.args, self.train_dataset
+        size = len(dataset) if isinstance(dataset, Sized) else None
+=======
+        args = self.args
+        dataset: Any = self.train_dataset
         size = len(dataset) if hasattr(dataset, "__len__") else None
+>>>>>>> wt-house
         prompts = args.generation_batch_size // args.num_generations
         known = has_other_rule or len(self.success_tracker) > 0  # a rule of the user's own may know prompts otherwise
         why = why_nothing_moves(args, prompts, size, args.max_steps, known, args.look_generations > 0)
