@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 import transformers.trainer
-from runs import WINDOW, knapsack
+from runs import WINDOW, knapsack, options, train
 from transformers import TrainerCallback
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 
-from trl_knapsack import KnapsackGRPOTrainer, SuccessRateTracker
+from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer, SuccessRateTracker
 from trl_knapsack.tracking import STATE_FILE
 
 
@@ -205,6 +205,15 @@ def test_a_checkpoint_of_the_model_alone_has_lost_nothing(model, tmp_path, caplo
     knapsack(model, tmp_path, resume=True, max_steps=4)
     assert "checkpoint-2 has no" not in caplog.text
     assert "it has no knapsack_window_0.safetensors, as one with save_only_model" in caplog.text
+
+
+@pytest.mark.parametrize("config_class", [KnapsackGRPOConfig, GRPOConfig])
+def test_a_run_that_had_ended_does_one_more_step_when_resumed(model, tmp_path, config_class):
+    """docs/launch.md says so; transformers looks at max_steps after a step."""
+    trainer_class = KnapsackGRPOTrainer if config_class is KnapsackGRPOConfig else GRPOTrainer
+    args = config_class(**options(tmp_path, max_steps=2, save_strategy="steps", save_steps=2))
+    for steps in (2, 3):
+        assert train(trainer_class, model, args, resume=steps == 3).state.global_step == steps
 
 
 # --------------------------------------------------------------------------------------------------------- windows
