@@ -26,6 +26,7 @@ import socket  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
+import threading  # noqa: E402
 import time  # noqa: E402
 import traceback  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
@@ -42,6 +43,9 @@ from tqdm import tqdm  # noqa: E402
 
 
 tqdm.monitor_interval = 0  # its thread would not survive a fork
+tqdm.set_lock(
+    threading.RLock()
+)  # its own is shared with forks, and one that is killed while it holds it keeps it for ever
 
 import transformers  # noqa: E402
 import trl  # noqa: E402
