@@ -14,8 +14,6 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "ACCELERATE_USE_CPU": "1"}
-# A thread of pyarrow's memory pool: a fork at the wrong moment would wait for it for ever.
-os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
 
 import argparse  # noqa: E402
 import faulthandler  # noqa: E402
