@@ -47,7 +47,7 @@ def sample_completions(
         prompts (`Sequence[str | list[dict]]` of length `P`):
             Plain texts or conversations.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
-            Tokenizer; by default the one that lies with the model.
+            Tokenizer; by default the model's own.
         num_generations (`int`, *optional*, defaults to `8`):
             Completions of each prompt.
         temperature (`float`, *optional*, defaults to `1.0`):
@@ -138,7 +138,7 @@ def load_sampler(
 
 def load_tokenizer(model: "str | os.PathLike | PreTrainedModel") -> PreTrainedTokenizerBase:
     """
-    The tokenizer that lies with a model.
+    The model's own tokenizer.
 
     Raises:
         `ValueError`: if the name is neither a folder with one nor a model on the Hub that can be reached.
