@@ -74,14 +74,18 @@ class Sigterm(TrainerCallback):
     ("event", "step", "at"),
     [
         ("within a step", 3, 3),
+        ("within a step", 2, 2),  # which has begun with a generation, that is done once more
+        ("within a step", 0, 0),  # the first of the run
+        ("within a step", 8, 8),  # the first of an epoch
         ("as a step ends", 3, 4),
         ("as a step ends", 4, 5),  # a step whose own batch the tracker has not heard of yet
         ("as a step begins", 3, 3),
+        ("as a step begins", 8, 8),
     ],
 )
 def test_a_checkpoint_made_on_sigterm_is_whole(model, tmp_path, event, step, at):
     handler = signal.getsignal(signal.SIGTERM)
-    changes = dict(num_train_epochs=9, max_steps=8, enable_jit_checkpoint=True, **WINDOW)
+    changes = dict(num_train_epochs=9, max_steps=10, enable_jit_checkpoint=True, **WINDOW)
     changes["gradient_accumulation_steps"] = 2
     try:
         whole = knapsack(model, tmp_path / "whole", **changes)
@@ -91,11 +95,26 @@ def test_a_checkpoint_made_on_sigterm_is_whole(model, tmp_path, event, step, at)
         resumed = knapsack(model, tmp_path / "run", resume=str(checkpoint), **changes)
     finally:
         signal.signal(signal.SIGTERM, handler)
-    assert resumed.state.global_step == 8
-    # Windows of two steps begin with every even step, so nothing had to be generated again.
+    assert resumed.state.global_step == 10
     assert resumed.gradients == whole.gradients[at:]
     for name, values in whole.success_tracker.state_dict().items():
         np.testing.assert_array_equal(values, resumed.success_tracker.state_dict()[name])
+
+
+def test_two_checkpoints_made_on_sigterm_in_one_step(model, tmp_path):
+    """The second run is stopped in the step with which it begins."""
+    handler = signal.getsignal(signal.SIGTERM)
+    changes = dict(num_train_epochs=9, max_steps=10, enable_jit_checkpoint=True, **WINDOW)
+    changes["gradient_accumulation_steps"] = 2
+    try:
+        whole = knapsack(model, tmp_path / "whole", **changes)
+        for step in (2, 8):
+            for resume in (None if step == 2 else True, True):
+                knapsack(model, tmp_path / "run", callbacks=[Sigterm(step, "within a step")], resume=resume, **changes)
+        resumed = knapsack(model, tmp_path / "run", resume=True, **changes)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert resumed.gradients == whole.gradients[8:]
 
 
 # ------------------------------------------------------------------------------------------------ torn checkpoints

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from processes import Kill, Lab, Leg, checkpoints, fork
-from training import LIMITS, SETTINGS, STEPS, Task, growth, own_memory
+from training import LIMITS, OWN_SETTINGS, SETTINGS, STEPS, Task, growth, own_memory
 from trl import ModelConfig, ScriptArguments
 
 from trl_knapsack import KnapsackGRPOConfig, SuccessRateTracker, get_rule
@@ -83,7 +83,10 @@ class References:
 
 def options(settings: str, limits: str, **others) -> dict[str, Any]:
     return (
-        {"save_strategy": "steps", "save_steps": 3, "ddp_timeout": 60} | SETTINGS[settings] | LIMITS[limits] | others
+        {"save_strategy": "steps", "save_steps": 3, "ddp_timeout": 60}
+        | (SETTINGS | OWN_SETTINGS)[settings]
+        | LIMITS[limits]
+        | others
     )
 
 

@@ -2,10 +2,9 @@
 
 import importlib.util
 import itertools
-import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -65,13 +64,6 @@ class Policy:
         rows = [self.problems[key] for key in keys]
         prompts, solutions = [row["prompt"] for row in rows], [row["solutions"] for row in rows]
         return success_rates(self.model, self.tokenizer, prompts, solutions)
-
-
-class AlwaysLook(KnapsackGRPOTrainer):
-    """Looks at every prompt at every visit, however much is known of it."""
-
-    def _batch_sharing(self, prompts_per_batch):
-        return replace(super()._batch_sharing(prompts_per_batch), known=math.inf)
 
 
 class RootShares:
@@ -226,17 +218,11 @@ CONTENDERS = {
         "the same, success rates known before from 16 completions each", trainer=Warm, lr_of="posterior"
     ),
     "look": Contender(
-        "the same, a first look of 3 at prompts that are not known", options={"look_generations": 3}, lr_of="posterior"
+        "the same, after a look of 3 at each prompt", options={"look_generations": 3}, lr_of="posterior"
     ),
     "look-64": Contender(
         "the same, budgets shared by 64 prompts",
         options={"look_generations": 3, "allocation_window": 64},
-        lr_of="posterior",
-    ),
-    "look-64-always": Contender(
-        "the same, a look at every visit",
-        options={"look_generations": 3, "allocation_window": 64},
-        trainer=AlwaysLook,
         lr_of="posterior",
     ),
     "posterior-half": Contender("the same, weights by the root of the counts", options={"group_weight_power": 0.5}),

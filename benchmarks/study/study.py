@@ -32,7 +32,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 TUNING_TASK = "arithmetic"
 TUNED = tuple(name for name, contender in CONTENDERS.items() if contender.lr_of is None)
-ON_ALL_TASKS = ("uniform", "posterior", "look", "look-64", "look-64-always", "warm", "paper", "oracle")
+ON_ALL_TASKS = ("uniform", "posterior", "look", "look-64", "warm", "paper", "oracle")
 
 
 @dataclass(frozen=True)

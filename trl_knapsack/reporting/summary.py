@@ -213,7 +213,9 @@ def equal_counts(history: RolloutHistory) -> str | None:
     return f"All counts were equal: {counts[0]:,} generations of each prompt"
 
 
-def closing_rows(allocation: str, logs: Sequence[Mapping[str, float]], num_generations: int) -> list[tuple[str, str]]:
+def closing_rows(
+    allocation: str, logs: Sequence[Mapping[str, float]], num_generations: int | None
+) -> list[tuple[str, str]]:
     """
     What a run says of its budgets when it ends, from its logs, which every rank has.
 

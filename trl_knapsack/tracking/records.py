@@ -111,7 +111,8 @@ class RolloutRecord:
             "generations/max": counts.max(),
             **{f"difficulty/{name}": share for name, share in zip(DIFFICULTIES, classes, strict=True)},
             "unseen": (self.evidence.visits == 0).mean(),
-            "known_rollouts": self.allocation.counts[self.evidence.visits > 0].sum() / self.allocation.counts.sum(),
+            "known_rollouts": self.allocation.counts[(self.evidence.visits > 0) & ~self.looks].sum()
+            / self.allocation.counts.sum(),
             "success_rate": rate[scored].mean() if scored.any() else np.nan,
             "reward": np.nanmean(self.mean_reward) if scored.any() else np.nan,
             "value_over_uniform": self.value_over_uniform(),

@@ -5,7 +5,7 @@ import inspect
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -223,7 +223,9 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             name = args.allocation
             if allocation_rule is not None:  # a function has a name of its own
                 name = getattr(rule, "__name__", type(rule).__name__)
-            self._step_boundary = StepBoundary(lambda: self._step)
+            self._step_boundary = StepBoundary(
+                lambda: self._step, is_needed=getattr(args, "enable_jit_checkpoint", False)
+            )
             self._folder_lock = RunFolderLock(self._run_folder)  # before the next, which begins to write there
             self.success_rate_callback = SuccessRateCallback(self.success_tracker, self._run_folder, name)
             self.add_callback(self._step_boundary)
@@ -289,7 +291,6 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         self._decision = decide(
             self._batch_sharing(len(new)),
             self.success_tracker.evidence(keys),
-            self.success_tracker.observed(keys),
             np.array([len(prompt.rewards) for prompt in candidates]),
             len(new),
             len(inputs) * self.accelerator.num_processes,
@@ -364,8 +365,12 @@ class KnapsackGRPOTrainer(GRPOTrainer):
     def _save_rng_state(self, output_dir):
         # The last that every rank writes. `trainer_state.json`, which says that a checkpoint is whole, and deleting an
         # older one come after: without the wait, rank 1 could be killed in between, and nothing would show it.
-        with all_ranks_or_none():
+        with all_ranks_or_none(), self._step_boundary.random_state_of_step():
             super()._save_rng_state(output_dir)
+
+    def _load_rng_state(self, checkpoint):
+        super()._load_rng_state(checkpoint)
+        self._step_boundary.keep_random_state()
 
     def _save_window(self, folder: str) -> None:
         per_window = self.args.steps_per_generation * self.num_iterations
@@ -640,8 +645,14 @@ class KnapsackGRPOTrainer(GRPOTrainer):
     def _warn_if_nothing_moves(self, has_other_rule: bool) -> None:
         if not self._prompts_are_known:
             return
+<<<<<<< HEAD
         args, dataset = self.args, self.train_dataset
+        size = len(dataset) if isinstance(dataset, Sized) else None
+=======
+        args = self.args
+        dataset: Any = self.train_dataset
         size = len(dataset) if hasattr(dataset, "__len__") else None
+>>>>>>> wt-house
         prompts = args.generation_batch_size // args.num_generations
         known = has_other_rule or len(self.success_tracker) > 0  # a rule of the user's own may know prompts otherwise
         why = why_nothing_moves(args, prompts, size, args.max_steps, known, args.look_generations > 0)

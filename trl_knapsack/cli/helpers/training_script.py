@@ -147,7 +147,7 @@ def summary(trainer: KnapsackGRPOTrainer) -> str:
             ("effective gradient ratio", "knapsack/effective_gradient_ratio"),
         ):
             rows.append((title, f"{first[name]:.3f} at step {first['step']}, {last[name]:.3f} at step {last['step']}"))
-        rows += closing_rows(args.allocation, logs, args.num_generations)
+        rows += closing_rows(args.allocation, logs, trainer.num_generations)
     evaluations = [entry for entry in history if "eval_reward" in entry]
     if evaluations:
         rows.append(

@@ -6,7 +6,7 @@ import sys
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -62,13 +62,19 @@ def watch(folder: Path, stuck_after: int) -> int:
             return 1
         print(f"trl-knapsack inspect: {why} shown once.", file=sys.stderr)
         history = HistoryReader(folder).read()
+<<<<<<< HEAD
         console = Console(file=None if sys.stdout.isatty() else io.StringIO(), width=_width())
         rows = (
             console.height - 3 if sys.stdout.isatty() else 100
         )  # the sentence above, and the prompt of the shell below
         console.print(screen(folder, history, holder if under_way else None, stuck_after, _width(), rows))
+=======
+        written = io.StringIO()
+        console = Console(file=None if sys.stdout.isatty() else written, width=_width())
+        console.print(screen(folder, history, holder if under_way else None, stuck_after, _width(), rows=100))
+>>>>>>> wt-house
         if not sys.stdout.isatty():
-            print(*(line.rstrip() for line in console.file.getvalue().splitlines()), sep="\n")
+            print(*(line.rstrip() for line in written.getvalue().splitlines()), sep="\n")
         return 0
 
     console, reader, history = Console(), None, None
@@ -123,7 +129,7 @@ def screen(
 
     width = max(width, NARROWEST)
     rule = "" if history is None or not len(history) else printable(history.allocation[-1], 20)
-    parts = [Text(f"{printable(str(folder), width - 2 - len(rule))}  {rule}".rstrip(), style="bold")]
+    parts: list[Any] = [Text(f"{printable(str(folder), width - 2 - len(rule))}  {rule}".rstrip(), style="bold")]
     done = holder.step if holder is not None else 0
     if history is not None and len(history):
         done = max(done, int(history.step[-1]))
