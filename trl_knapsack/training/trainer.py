@@ -645,14 +645,8 @@ class KnapsackGRPOTrainer(GRPOTrainer):
     def _warn_if_nothing_moves(self, has_other_rule: bool) -> None:
         if not self._prompts_are_known:
             return
-<<<<<<< HEAD
         args, dataset = self.args, self.train_dataset
         size = len(dataset) if isinstance(dataset, Sized) else None
-=======
-        args = self.args
-        dataset: Any = self.train_dataset
-        size = len(dataset) if hasattr(dataset, "__len__") else None
->>>>>>> wt-house
         prompts = args.generation_batch_size // args.num_generations
         known = has_other_rule or len(self.success_tracker) > 0  # a rule of the user's own may know prompts otherwise
         why = why_nothing_moves(args, prompts, size, args.max_steps, known, args.look_generations > 0)

@@ -62,17 +62,10 @@ def watch(folder: Path, stuck_after: int) -> int:
             return 1
         print(f"trl-knapsack inspect: {why} shown once.", file=sys.stderr)
         history = HistoryReader(folder).read()
-<<<<<<< HEAD
-        console = Console(file=None if sys.stdout.isatty() else io.StringIO(), width=_width())
-        rows = (
-            console.height - 3 if sys.stdout.isatty() else 100
-        )  # the sentence above, and the prompt of the shell below
-        console.print(screen(folder, history, holder if under_way else None, stuck_after, _width(), rows))
-=======
         written = io.StringIO()
         console = Console(file=None if sys.stdout.isatty() else written, width=_width())
-        console.print(screen(folder, history, holder if under_way else None, stuck_after, _width(), rows=100))
->>>>>>> wt-house
+        rows = console.height - 3 if sys.stdout.isatty() else 100  # this line is above, the shell's prompt below
+        console.print(screen(folder, history, holder if under_way else None, stuck_after, _width(), rows))
         if not sys.stdout.isatty():
             print(*(line.rstrip() for line in written.getvalue().splitlines()), sep="\n")
         return 0
