@@ -1,5 +1,6 @@
 """What is compared: rules for sharing rollouts out and weighing them, all in one trainer."""
 
+import importlib.util
 import itertools
 import os
 from collections.abc import Callable, Sequence
@@ -28,8 +29,9 @@ class Contender:
         options (`dict`): Options of `KnapsackGRPOConfig`.
         rule (`Callable[[Policy], AllocationRule]`, *optional*):
             Makes the rule that shares rollouts out, else `options["allocation"]`. It is shown the policy that trains.
-        trainer (`type`): The trainer.
+        trainer (`Callable`): The trainer's class, or what makes one.
         lr_of (`str`, *optional*): The contender whose learning rate is used, for variants that are not tuned alone.
+        needs (`str`, *optional*): A package without which it can't run.
     """
 
     about: str
@@ -37,8 +39,9 @@ class Contender:
     budget: float = 1.0
     options: dict = field(default_factory=dict)
     rule: "Callable[[Policy], AllocationRule] | None" = None
-    trainer: type[KnapsackGRPOTrainer] = KnapsackGRPOTrainer
+    trainer: Callable = KnapsackGRPOTrainer
     lr_of: str | None = None
+    needs: str | None = None
 
 
 @dataclass(frozen=True)
@@ -199,6 +202,12 @@ class DynamicSampling(KnapsackGRPOTrainer):
         return joined
 
 
+def _conformal(**kwargs):
+    from conformal import Conformal  # needs an older TRL than the others
+
+    return Conformal(**kwargs)
+
+
 UNIFORM = {"allocation": "uniform"}
 
 # "posterior" is the package's default.
@@ -252,4 +261,13 @@ CONTENDERS = {
     "mixed": Contender(
         "posterior, value 1: chance of a mixed group", rule=lambda policy: PosteriorRule("mixed"), lr_of="posterior"
     ),
+    "conformal": Contender(
+        "conformal early stopping (trl-cgrpo), its calibration rollouts counted", trainer=_conformal, needs="trl_cgrpo"
+    ),
 }
+
+
+def can_run(contender: str) -> bool:
+    """Whether what a contender needs is installed."""
+    needs = CONTENDERS[contender].needs
+    return needs is None or importlib.util.find_spec(needs) is not None
