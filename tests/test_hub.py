@@ -304,6 +304,19 @@ def test_what_is_wrong_is_named(hub, tmp_path, from_hub):
     assert not (tmp_path / "touched").exists()
 
 
+def test_what_trl_can_not_take_is_a_sentence(tmp_path):
+    """Of the right type, but with a key that accelerate does not know."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("accelerator_config: {no_such_option: 1}")
+    with pytest.raises(InvalidInputError) as error:
+        KnapsackGRPOConfig.from_pretrained(path, **CPU)
+    assert str(error.value).startswith(f"{path} can't be used: ")
+    assert "no_such_option" in str(error.value) and str(error.value).endswith("; correct it there.")
+    path.write_text("seed: 1")
+    with pytest.raises(TypeError, match="no_such_field"):  # a mistake in code, not in the file
+        KnapsackGRPOConfig.from_pretrained(path, no_such_field=1, **CPU)
+
+
 @pytest.mark.parametrize(
     ("content", "name"),
     [

@@ -19,6 +19,25 @@ def test_plan_by_hand():
     assert plan_rollouts([2, 5, 1], num_ranks=1).row_prompt.tolist() == [0, 0, 1, 1, 1, 1, 1, 2]
 
 
+@pytest.mark.parametrize(("counts", "ranks"), [([4, 4, 4], 2), ([2, 5, 1], 1), ([2, 5, 1], 2)])
+def test_a_plan_sums_over_prompts_and_ranks(counts, ranks):
+    plan, rows = plan_rollouts(counts, ranks), np.arange(1.0, 1 + sum(counts))
+    assert plan.counts.tolist() == counts and plan.num_ranks == ranks
+    by_hand = [sum(rows[row] for row in range(len(rows)) if plan.row_prompt[row] == p) for p in range(len(counts))]
+    assert plan.per_prompt(rows).tolist() == by_hand
+    each = len(rows) // ranks
+    of_ranks = [sum(rows[rank * each : (rank + 1) * each]) for rank in range(ranks)]
+    assert plan.imbalance(rows) == pytest.approx(max(of_ranks) / (sum(of_ranks) / ranks))
+    assert np.concatenate([plan.rank_rows(rank) for rank in range(ranks)]).tolist() == plan.row_prompt.tolist()
+
+
+def test_ranks_exchange_as_many_rows_as_make_them_even():
+    # Whole groups make 20, 8 and 14 tokens; one row of 10 against one of 4 makes 14 each, two would make 8, 20 and 14.
+    lengths = np.array([10.0, 4.0, 7.0, 7.0])
+    plan = plan_rollouts([2, 2, 1, 1], 3, lengths)
+    assert [lengths[plan.rank_rows(rank)].sum() for rank in range(3)] == [14, 14, 14]
+
+
 @pytest.mark.parametrize("seed", range(50))
 def test_ranks_get_even_tokens_and_whole_groups(seed):
     rng = np.random.default_rng(seed)

@@ -469,7 +469,7 @@ def test_bad_observations_change_nothing(arguments, message):
 
 
 @pytest.mark.parametrize(
-    "prior", [(0, 1), (1,), (1, 1, 1), (float("nan"), 1), (1, float("inf")), (0.5, -1), 1.0, None, ("a", 1)]
+    "prior", [(0, 1), (1, 0), (1,), (1, 1, 1), (float("nan"), 1), (1, float("inf")), (0.5, -1), 1.0, None, ("a", 1)]
 )
 def test_bad_prior(prior):
     with pytest.raises(

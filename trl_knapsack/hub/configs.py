@@ -10,8 +10,9 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from trl import ModelConfig, ScriptArguments, TrlParser
 
-from ..errors import MissingFileError
+from ..errors import InvalidInputError, MissingFileError
 from ..tracking.state_file import did_you_mean
+from ..tracking.text import printable
 from .cards import config_card
 from .config_file import CONFIG_FILE, check_own_file, checked_fields, read_config_file, recipe, write_config_file
 from .files import download_file, hub_errors, is_repository
@@ -77,7 +78,14 @@ class HubConfig:
         source = f"{CONFIG_FILE} of {name}" if from_hub else path
         values = checked_fields(read_config_file(path, source), (cls, *script_args), source, from_hub=from_hub)
         own = {field: value for field, value in values.items() if field in cls.__dataclass_fields__}
-        return cls(**{**own, **overrides})
+        try:
+            return cls(**{**own, **overrides})
+        except TypeError as error:  # of a mapping with keys that transformers or accelerate do not know
+            if not set(overrides) <= set(cls.__dataclass_fields__):
+                raise
+            raise InvalidInputError(
+                f"{source} can't be used: {printable(str(error), 200)}; correct it there."
+            ) from error
 
     def save_pretrained(self, save_directory: str | os.PathLike, script_args: Sequence[Any] = ()) -> str:
         """
