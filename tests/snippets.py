@@ -150,7 +150,7 @@ def run_cli(arguments: list[str]) -> None:
         parser = make_parser()
         _, unknown = parser.parse_known_args(arguments[1:config] + arguments[config + 2 :])
         train.launch_arguments(unknown, parser)
-    elif arguments[0] in ("evaluate", "simulate"):  # takes long
+    elif arguments[0] in ("evaluate", "simulate", "probe"):  # takes long
         build_parser().parse_args(arguments)
     else:
         assert main(arguments) == 0, shlex.join(arguments)

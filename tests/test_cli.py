@@ -175,8 +175,11 @@ def test_tables_read_well_in_every_terminal(line, width, rates, hashed_run):
     out = re.sub(r"\x1b\[\d*m", "", on_a_terminal(width, *arguments))
     piped = command(*arguments).stdout
     numbers = set(re.findall(r"(?<![\w.])\d[\d,.]*\b", piped))
+    assert all(len(row) <= width for row in out.splitlines()), max(out.splitlines(), key=len)  # of sentences, too
     tables = [block for block in out.split("\n\n") if "─" in block]
     assert len(tables) >= 1
+    said = {word for block in out.split("\n\n") if "─" not in block for word in block.split()}
+    assert said <= set(piped.split())  # none of them is split
     for table in tables:
         title, *rows = table.splitlines()
         assert all(len(row) <= width for row in rows), max(rows, key=len)
@@ -189,6 +192,16 @@ def test_tables_read_well_in_every_terminal(line, width, rates, hashed_run):
         assert "4,002,834" in out  # the tokens of `stuck`, where prompts are ranked by them
     if "simulate" in line:
         assert {"posterior", "uniform", "oracle"} <= set(out.split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("width", [60, 80])
+def test_the_help_fits_the_terminal(name, width, run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    _, out, _ = run(name, "--help")
+    _, about, rest = out.partition("\n\n")  # after the usage, which argparse lays out
+    about += rest[: rest.index("for example:")] if name == "train" else rest  # a command stays as it is
+    assert max(len(line) for line in about.splitlines() if "{" not in line) <= width  # choices stay together
 
 
 def test_columns_of_least_use_are_left_out_and_texts_cut():

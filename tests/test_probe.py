@@ -138,9 +138,14 @@ def test_a_probe_that_was_stopped_goes_on(project, model, after, cut):
     assert not (project / "rates.jsonl").exists()
     with (project / "rates.jsonl.partial").open("ab") as file:
         file.write(cut)  # a line that a kill cut short
+    done = after
+    if after < 5:  # and once more, behind what was cut
+        with pytest.raises(Stop):
+            probe_policy(model, dataset, stopping(tiny.digit_reward, 1)[0], project / "rates.jsonl", **kwargs)
+        done += 1
     reward, calls = stopping(tiny.digit_reward, 99)
     resumed = probe_policy(model, dataset, reward, project / "rates.jsonl", **kwargs)
-    assert len(calls) == 6 - after  # nothing is sampled twice
+    assert len(calls) == 6 - done  # nothing is sampled twice
     assert (project / "rates.jsonl").read_bytes() == (project / "whole.jsonl").read_bytes()
     assert (resumed.rollouts, resumed.tokens) == (whole.rollouts, whole.tokens) == (48, whole.tokens)
     assert not (project / "rates.jsonl.partial").exists()
@@ -234,11 +239,19 @@ def test_a_model_that_has_changed_is_another_one(project, model, tmp_path):
 
 
 def test_rows_with_one_key_are_probed_once(project, model):
-    rows = [{"prompt": "e1"}, {"prompt": "m22"}, {"prompt": "e1"}]
-    reward, calls = stopping(tiny.digit_reward, 99)
-    found = probe_policy(model, rows, reward, project / "rates.jsonl", **QUIET)
-    assert Counter(prompt for call in calls for prompt in call) == {"e1": 4, "m22": 4}
-    assert [problem.id for problem in found.results] == [prompt_key(rows[0]), prompt_key(rows[1])]
+    """By the first of them, if they differ."""
+    rows = [
+        {"prompt": "e1", "id": 1},
+        {"prompt": "m22", "id": 2},
+        {"prompt": "e1", "id": 1},
+        {"prompt": "h3", "id": 2},
+    ]
+    for column, expected in ((None, ["e1", "m22", "h3"]), ("id", ["e1", "m22"])):
+        reward, calls = stopping(tiny.digit_reward, 99)
+        found = probe_policy(model, rows, reward, project / f"{column}.jsonl", prompt_id_column=column, **QUIET)
+        assert Counter(prompt for call in calls for prompt in call) == dict.fromkeys(expected, 4)
+        keys = dict.fromkeys(prompt_key(row, column) for row in rows)
+        assert [problem.id for problem in found.results] == list(keys)
 
 
 def test_what_has_no_reward_is_paid_for_and_not_counted_as_failed(probe, project):

@@ -14,7 +14,7 @@ import torch
 STUDY = Path(__file__).parent.parent / "benchmarks" / "study"
 sys.path.append(str(STUDY))
 
-from contenders import CONTENDERS, DynamicSampling, RootShares  # noqa: E402
+from contenders import CONTENDERS, DynamicSampling, RootShares, can_run  # noqa: E402
 from policies import success_rates  # noqa: E402
 from run import ROLLOUTS_PER_STEP, Run, execute  # noqa: E402
 from tasks import POLICIES, REGIMES, TASKS, is_reserved, load_problems  # noqa: E402
@@ -107,17 +107,31 @@ def test_root_shares_are_in_proportion_to_the_expected_deviation():
 @pytest.mark.slow
 @pytest.mark.parametrize("contender", CONTENDERS)
 def test_every_contender_runs_and_spends_the_same(contender):
+    if not can_run(contender):
+        pytest.skip(f"{CONTENDERS[contender].needs} is not installed")
     steps = 4
     result = execute(Run("arithmetic", "saturated", contender, 1e-4, seed=1, steps=steps))
     spent = result["curve"][-1]["rollouts"]
     budget = steps * ROLLOUTS_PER_STEP * CONTENDERS[contender].budget
     if contender == "dynamic":  # the step that spends the last rollouts may take several batches
         assert budget <= spent < budget + DynamicSampling.most_batches * ROLLOUTS_PER_STEP
+    elif contender == "conformal":  # 18 prompts of 2 to 16 rollouts each, and perhaps a calibration on 32 prompts
+        assert budget <= spent < budget + (18 + 32) * 16
     else:
         assert spent == budget
     assert spent == sum(count * visits for count, visits in enumerate(result["budgets"]))
     assert spent == sum(result["rollouts_per_prompt"])
     assert json.loads(json.dumps(result)) == result
+
+
+def test_a_contender_that_cannot_run_here_is_left_out_and_said_so(tmp_path, monkeypatch, capsys):
+    import study
+
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    monkeypatch.setattr(study, "can_run", lambda contender: contender != "conformal")
+    study.run_all("quick", [Run("arithmetic", "hard", "conformal", 1e-4, 1, steps=2)], workers=1, label="")
+    assert capsys.readouterr().err == "conformal is left out: trl_cgrpo is not installed\n"
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -136,9 +136,20 @@ def test_the_screen_by_hand(folder, width, capsys, monkeypatch):
     assert batches == [["1", "0.500", "0.20", "2", "30", "40"], ["2", "0.250", "0.15", "6", "34", "40"]]
 
 
+def test_a_look_is_no_budget_and_the_rest_has_it(folder, capsys, monkeypatch):
+    """Of `new` only a look was taken; `half` had one of 4 in the batch before, and now gets 6 more."""
+    looked = json.loads(line_of(3, [("half", 8, 8, 2, 6, 3), ("new", 1, 1, 0, 3, 1)]))
+    with open(folder / RECORDS, "a") as file:
+        file.write(json.dumps(looked | {"looks": [0, 1], "before": [4, 0]}) + "\n")
+    lines, _ = watched(folder, 80, capsys, monkeypatch)
+    # believed 0.5: 30, 8 and 2 at first, then 6, and now 10 of `half`
+    assert [line.split()[-2] for line in lines if line.strip().startswith("0.5 - 0.6")] == ["11.2"]
+    assert lines[-1].split() == ["3", "0.417", "1.00", "10", "10", "9"]
+
+
 def test_what_makes_a_prompt_stuck_is_an_option(folder, capsys, monkeypatch):
     lines, _ = watched(folder, 80, capsys, monkeypatch, "--stuck_after", "65")
-    assert "0 of 3 prompts are stuck" in "\n".join(lines)
+    assert "None of the 3 prompts is stuck." in "\n".join(lines)
 
 
 def test_a_run_that_is_not_under_way_is_shown_once(folder, capsys, monkeypatch):

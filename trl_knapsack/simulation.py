@@ -1,9 +1,9 @@
 """
-What a budget would buy, before it is spent: prompts whose true success rates are known and drift, and each policy fed by
-a real tracker.
+What a budget would buy, before it is spent: prompts with known, drifting success rates, and rules that learn about them
+through a real tracker.
 
-Value is the allocator's, at the true rates. That more of it means more learning is not simulated: nothing is trained here,
-and the rates drift in the same way under every policy.
+Value is the allocator's, at the true rates. Whether more of it means more learning is not simulated: nothing is trained here,
+and the rates drift in the same way under every rule.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +44,7 @@ class Prompts:
 
     Args:
         draw (`Callable[[np.random.Generator], np.ndarray]`): Draws the true success rates `(P,)` of one simulated world.
-        state (`dict`, *optional*): What a tracker knows of them at the start ([`SuccessRateTracker.state_dict`]), in the
+        state (`dict`, *optional*): What a tracker knows about them at the start ([`SuccessRateTracker.state_dict`]), in the
             order of the rates. By default nothing, so that the first epoch is uniform.
     """
 
@@ -89,7 +89,7 @@ class Prompts:
 @dataclass(frozen=True, repr=False)
 class Simulation:
     """
-    What became of `S` simulated worlds of `E` epochs under each rule. Every figure is exact for the true rates of its
+    The outcome of `S` simulated worlds of `E` epochs under each rule. Every figure is exact for the true rates of its
     world, not counted from drawn outcomes.
 
     Attributes:
@@ -99,8 +99,8 @@ class Simulation:
         effective_gradient_ratio (`dict[str, np.ndarray]`, each `(S, E)`): Expected share of rollouts in mixed groups.
         mixed_prompts (`dict[str, np.ndarray]`, each `(S, E)`): Expected share of prompts with a mixed group.
         largest_budget (`dict[str, np.ndarray]`, each `(S, E)`): Most generations of one prompt.
-        equivalent_generations (`dict[str, np.ndarray]`, each `(S,)`): Generations for every prompt alike that are worth
-            as much.
+        equivalent_generations (`dict[str, np.ndarray]`, each `(S,)`): How many generations for every prompt would be
+            worth as much.
     """
 
     num_generations: int

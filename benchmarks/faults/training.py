@@ -37,6 +37,8 @@ SETTINGS = {
         per_device_train_batch_size=8, gradient_accumulation_steps=1, steps_per_generation=2, num_iterations=2
     ),
 }
+# Prompts that wait from one generation batch to another, which TRL does not know.
+OWN_SETTINGS = {"looks": SETTINGS["windows"] | dict(look_generations=2, allocation_window=24)}
 LIMITS = {"two kept": dict(save_total_limit=2), "one kept": dict(save_total_limit=1)}
 
 

@@ -1,10 +1,10 @@
 """What is compared: rules for sharing rollouts out and weighing them, all in one trainer."""
 
+import importlib.util
 import itertools
-import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -29,8 +29,9 @@ class Contender:
         options (`dict`): Options of `KnapsackGRPOConfig`.
         rule (`Callable[[Policy], AllocationRule]`, *optional*):
             Makes the rule that shares rollouts out, else `options["allocation"]`. It is shown the policy that trains.
-        trainer (`type`): The trainer.
+        trainer (`Callable`): The trainer's class, or what makes one.
         lr_of (`str`, *optional*): The contender whose learning rate is used, for variants that are not tuned alone.
+        needs (`str`, *optional*): A package without which it can't run.
     """
 
     about: str
@@ -38,8 +39,9 @@ class Contender:
     budget: float = 1.0
     options: dict = field(default_factory=dict)
     rule: "Callable[[Policy], AllocationRule] | None" = None
-    trainer: type[KnapsackGRPOTrainer] = KnapsackGRPOTrainer
+    trainer: Callable = KnapsackGRPOTrainer
     lr_of: str | None = None
+    needs: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,6 @@ class Policy:
         rows = [self.problems[key] for key in keys]
         prompts, solutions = [row["prompt"] for row in rows], [row["solutions"] for row in rows]
         return success_rates(self.model, self.tokenizer, prompts, solutions)
-
-
-class AlwaysLook(KnapsackGRPOTrainer):
-    """Looks at every prompt at every visit, however much is known of it."""
-
-    def _batch_sharing(self, prompts_per_batch):
-        return replace(super()._batch_sharing(prompts_per_batch), known=math.inf)
 
 
 class RootShares:
@@ -207,6 +202,12 @@ class DynamicSampling(KnapsackGRPOTrainer):
         return joined
 
 
+def _conformal(**kwargs):
+    from conformal import Conformal  # needs an older TRL than the others
+
+    return Conformal(**kwargs)
+
+
 UNIFORM = {"allocation": "uniform"}
 
 # "posterior" is the package's default.
@@ -217,17 +218,11 @@ CONTENDERS = {
         "the same, success rates known before from 16 completions each", trainer=Warm, lr_of="posterior"
     ),
     "look": Contender(
-        "the same, a first look of 3 at prompts that are not known", options={"look_generations": 3}, lr_of="posterior"
+        "the same, after a look of 3 at each prompt", options={"look_generations": 3}, lr_of="posterior"
     ),
     "look-64": Contender(
         "the same, budgets shared by 64 prompts",
         options={"look_generations": 3, "allocation_window": 64},
-        lr_of="posterior",
-    ),
-    "look-64-always": Contender(
-        "the same, a look at every visit",
-        options={"look_generations": 3, "allocation_window": 64},
-        trainer=AlwaysLook,
         lr_of="posterior",
     ),
     "posterior-half": Contender("the same, weights by the root of the counts", options={"group_weight_power": 0.5}),
@@ -266,4 +261,13 @@ CONTENDERS = {
     "mixed": Contender(
         "posterior, value 1: chance of a mixed group", rule=lambda policy: PosteriorRule("mixed"), lr_of="posterior"
     ),
+    "conformal": Contender(
+        "conformal early stopping (trl-cgrpo), its calibration rollouts counted", trainer=_conformal, needs="trl_cgrpo"
+    ),
 }
+
+
+def can_run(contender: str) -> bool:
+    """Whether what a contender needs is installed."""
+    needs = CONTENDERS[contender].needs
+    return needs is None or importlib.util.find_spec(needs) is not None

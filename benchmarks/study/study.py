@@ -16,12 +16,13 @@ import argparse
 import json
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from contenders import CONTENDERS
+from contenders import CONTENDERS, can_run
 from run import Run, execute
 from tasks import REGIMES, TASKS
 from tqdm.auto import tqdm
@@ -31,7 +32,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 TUNING_TASK = "arithmetic"
 TUNED = tuple(name for name, contender in CONTENDERS.items() if contender.lr_of is None)
-ON_ALL_TASKS = ("uniform", "posterior", "look", "look-64", "look-64-always", "warm", "paper", "oracle")
+ON_ALL_TASKS = ("uniform", "posterior", "look", "look-64", "warm", "paper", "oracle")
 
 
 @dataclass(frozen=True)
@@ -159,9 +160,12 @@ def choose_learning_rates(profile: Profile, results: dict[str, dict]) -> dict[tu
 
 
 def run_all(profile: str, runs: Iterable[Run], workers: int, label: str) -> None:
-    """Run what has no result yet, and save each result as it comes."""
+    """Run what has no result yet and can run here, and save each result as it comes."""
     done = load_results(profile)
     missing = [run for run in runs if run.name not in done]
+    for contender in sorted({run.contender for run in missing if not can_run(run.contender)}):
+        print(f"{contender} is left out: {CONTENDERS[contender].needs} is not installed", file=sys.stderr)
+    missing = [run for run in missing if can_run(run.contender)]
     if not missing:
         return
     (RESULTS / profile).mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ def evidence_of(won, lost):
 @pytest.mark.parametrize("rule", [PosteriorRule(), PaperRule(), FilterRule()])
 def test_without_looks_and_windows_the_rule_decides_each_batch(rule):
     evidence = evidence_of([0, 3, 8, 0], [8, 5, 0, 0])
-    batch = BatchSharing(rule, 2, 20).share(evidence, np.array([8, 8, 8, 0]), np.zeros(4, int), 4, 32)
+    batch = BatchSharing(rule, 2, 20).share(evidence, np.zeros(4, int), 4, 32)
     assert batch.counts.tolist() == rule(evidence, 32, 2, 20).counts.tolist()
     assert not batch.looks.any() and batch.leaves.all()
 
@@ -37,46 +37,42 @@ def test_a_rule_of_ones_own_sees_one_bound_without_looks():
         assert (min_generations, max_generations) == (2, 20)
         return PosteriorRule()(evidence, budget, min_generations, max_generations)
 
-    BatchSharing(rule, 2, 20).share(evidence_of([0, 3], [8, 5]), np.array([8, 8]), np.zeros(2, int), 2, 16)
+    BatchSharing(rule, 2, 20).share(evidence_of([0, 3], [8, 5]), np.zeros(2, int), 2, 16)
 
 
 def test_when_nothing_is_known_the_looks_take_the_batch():
-    batch = BatchSharing(PosteriorRule(), 2, 128, look=3).share(
-        evidence_of([0] * 4, [0] * 4), np.zeros(4), np.zeros(4, int), 4, 33
-    )
+    batch = BatchSharing(PosteriorRule(), 2, 128, look=3).share(evidence_of([0] * 4, [0] * 4), np.zeros(4, int), 4, 33)
     assert batch.counts.tolist() == [9, 8, 8, 8]
     assert batch.looks.all() and not batch.leaves.any() and batch.allocation is None
 
 
-def test_the_rest_is_the_knapsack_over_those_that_wait_and_those_that_are_known():
-    rng = random.Random(1)
+@pytest.mark.parametrize("least", [2, 4])
+def test_the_rest_is_the_knapsack_over_those_that_wait(least):
+    rng = random.Random(least)
     for _ in range(100):
-        waiting, unknown, known = rng.randint(1, 6), rng.randint(1, 6), rng.randint(0, 4)
-        looks = [rng.randint(0, 3) for _ in range(waiting)]
-        history = [rng.randint(0, 20) for _ in range(known)]
-        won = [*looks, *[0] * unknown, *history]
-        lost = [*[3 - k for k in looks], *[0] * unknown, *[20 - k for k in history]]
-        before = np.array([3] * waiting + [0] * (unknown + known))
-        observed = np.array(won) + np.array(lost)
-        budget = 8 * (unknown + known)
+        waiting = rng.randint(1, 6)
+        new = rng.randint(waiting, 6)
+        history = [rng.randint(0, 12) for _ in range(waiting)]  # of earlier visits, the look included
+        won = [rng.randint(0, n) for n in history] + [0] * new
+        lost = [n - k for n, k in zip(history, won, strict=False)] + [0] * new
+        before = np.array([3] * waiting + [0] * new)
         evidence = evidence_of(won, lost)
-        batch = BatchSharing(PosteriorRule(), 2, 24, look=3).share(evidence, observed, before, unknown + known, budget)
+        batch = BatchSharing(PosteriorRule(), least, 24, look=3).share(evidence, before, new, 8 * new)
 
-        assert batch.counts.sum() == budget
-        is_unknown = [waiting <= i < waiting + unknown for i in range(len(won))]
-        assert batch.looks.tolist() == is_unknown and batch.leaves.tolist() == [not x for x in is_unknown]
-        decided = [i for i, x in enumerate(is_unknown) if not x]
-        rest = budget - batch.counts[is_unknown].sum()
-        assert rest == min(budget - 3 * unknown, sum(24 - before[decided]))  # a look is 3, unless rows are left over
+        assert batch.counts.sum() == 8 * new
+        assert batch.looks.tolist() == [False] * waiting + [True] * new
+        assert batch.leaves.tolist() == [True] * waiting + [False] * new
+        decided = range(waiting)
+        rest = 8 * new - batch.counts[waiting:].sum()
+        assert rest == min(5 * new, 21 * waiting)  # a look is 3, unless rows are left over
 
         beliefs = [(evidence.alpha[i], evidence.beta[i]) for i in decided]
 
         def gain(i, n, beliefs=beliefs):
             return oracle.expected_value(*beliefs[i], n + 1) - oracle.expected_value(*beliefs[i], n)
 
-        low = [max(2, int(before[i])) for i in decided]
-        expected = naive.greedy(gain, low, [24] * len(decided), int(before.sum()) + rest)
-        assert (before + batch.counts)[decided].tolist() == expected
+        expected = naive.greedy(gain, [max(least, 3)] * waiting, [24] * waiting, 3 * waiting + rest)
+        assert (before + batch.counts)[:waiting].tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -92,7 +88,7 @@ def test_a_stream_of_prompts(per_batch, window, look):
         new = [[rng.choice([0.0, 0.05, 0.5, 0.95, 1.0]), 0, 0, number] for _ in range(per_batch)]
         candidates = waiting + new
         won, tried = (np.array([prompt[i] for prompt in candidates]) for i in (1, 2))
-        batch = sharing.share(evidence_of(won, tried - won), tried, tried, per_batch, generations * per_batch, number)
+        batch = sharing.share(evidence_of(won, tried - won), tried, per_batch, generations * per_batch, number)
         assert batch.counts.sum() == generations * per_batch and (batch.counts >= 0).all()
         assert not (batch.looks & batch.leaves).any()
         assert (batch.looks[: len(waiting)] == False).all()  # noqa: E712
@@ -116,11 +112,3 @@ def test_a_stream_of_prompts(per_batch, window, look):
     assert max(sizes) <= 2 * batches * per_batch
     assert max(ages) <= 2 * batches + 1
     assert sizes[-200:] == pytest.approx([window] * 200, rel=0.6, abs=2 * per_batch)
-
-
-def test_a_least_count_above_the_look_gives_way_to_the_batch():
-    """min_generations 4 for all that wait would be more than there is: their looks may be all that they get."""
-    evidence = evidence_of([1] * 4 + [4] * 4, [1] * 4 + [4] * 4)
-    observed, before = np.array([2] * 4 + [8] * 4), np.array([2] * 4 + [0] * 4)
-    batch = BatchSharing(PosteriorRule(), 4, 20, look=2).share(evidence, observed, before, 4, 20)
-    assert batch.counts.sum() == 20 and (batch.counts[4:] >= 4).all()

@@ -39,13 +39,13 @@ class Allocation(ArrayRecord):
     Attributes:
         counts (`np.ndarray` of shape `(P,)`, int64): Rollouts of each prompt; they sum to the budget.
         value (`float`): Total value of the counts.
-        shadow_price (`float`): What one more rollout would bring, net of what its tokens are worth; 0 when no prompt
+        shadow_price (`float`): What one more rollout would add, minus the price of its tokens; 0 when no prompt
             may take one.
         upper_bound (`float`): No allocation within the same constraints has a value above this. With `cost_weight`: none
             that takes as many tokens or fewer.
-        solver (`str`): What found it: `"exact"`, `"dp"`, `"genetic"`, or the name of a rule that optimises nothing.
+        solver (`str`): The solver that found it: `"exact"`, `"dp"`, `"genetic"`, or the name of a rule that optimises nothing.
         cost (`float`, *optional*): Expected tokens of all rollouts, where costs were given.
-        cost_price (`float`): What one more token would bring; 0 where tokens are not scarce.
+        cost_price (`float`): What one more token would add; 0 if tokens are not scarce.
     """
 
     counts: np.ndarray  # (P,) int64, sums to the budget
@@ -98,7 +98,7 @@ class Allocation(ArrayRecord):
 
     @property
     def gap(self) -> float:
-        """What this allocation may at most lack, `upper_bound - value`; 0 when it is proven optimal."""
+        """The most that may be missing, `upper_bound - value`; 0 when the allocation is proven optimal."""
         gap = self.upper_bound - self.value
         return 0.0 if gap < 0.0 else gap
 
@@ -117,20 +117,20 @@ def allocate(
     seed: int = 0,
 ) -> Allocation:
     """
-    Share `budget` rollouts out over prompts so that their total value is as large as it can be.
+    Distribute `budget` rollouts over prompts so that their total value is as large as possible.
 
-    Among equal gains the prompt with fewer rollouts comes first, then the one with the lower index; so the result is
-    determined, and equal prompts differ by at most one rollout.
+    Among equal gains, the prompt with fewer rollouts comes first, then the one with the lower index. The result is therefore
+    deterministic, and equal prompts differ by at most one rollout.
 
     Args:
         success_rates (`np.ndarray` of shape `(P,)` or [`BetaBeliefs`]):
-            Success rate of each prompt in [0, 1], or what is believed of it.
+            Success rate of each prompt in [0, 1], or what is believed about it.
         budget (`int`):
-            Rollouts to give out, all of them.
+            Rollouts in total; all of them are given out.
         min_generations (`int` or `(P,)`, *optional*, defaults to 2):
-            Least rollouts of a prompt. 2 is the smallest group with any variance.
+            Fewest rollouts per prompt. 2 is the smallest group that can have any variance.
         max_generations (`int` or `(P,)`, *optional*, defaults to 128):
-            Most rollouts of a prompt. 128 is the paper's; above 32 it hardly matters.
+            Most rollouts per prompt. 128 is the paper's; above 32 it hardly matters.
         value ([`~trl_knapsack.allocation.values.Value`], *optional*, defaults to `"knapsack"`):
             The value of rollouts: a name of [`~trl_knapsack.allocation.values.VALUES`], a
             [`~trl_knapsack.allocation.values.MixedGroupValue`], a [`~trl_knapsack.allocation.values.WeightedSum`], a table `(P, M)` of the
@@ -139,11 +139,11 @@ def allocate(
         costs (`(P,)`, *optional*):
             Expected completion tokens of one rollout of each prompt, positive. Needs one of the next two.
         max_cost (`float`, *optional*):
-            Most tokens that all rollouts may take together, besides their number being the budget.
+            Most tokens that all rollouts together may take; their number is still the budget.
         cost_weight (`float`, *optional*):
-            Value that a token has to bring: maximises value - cost_weight x tokens.
+            Value that one token must be worth: maximises value - cost_weight x tokens.
         solver (`str`, *optional*, defaults to `"exact"`):
-            `"exact"` selects marginal gains, and turns to `"dp"` by itself where the value is not concave; under
+            `"exact"` selects marginal gains, and switches to `"dp"` by itself where the value is not concave; under
             `max_cost` it returns a proven gap. `"dp"` is exact for any table and for integer costs, in time and memory
             that grow with budget and tokens. `"genetic"` is for values that couple prompts, and proves nothing.
         seed (`int`, *optional*, defaults to 0):
@@ -304,7 +304,7 @@ def equal_shares(low: np.ndarray, high: np.ndarray, budget: int) -> np.ndarray:
 
 
 def check_bounds(name: str, bounds: ArrayLike, prompts: int, least: int) -> np.ndarray:
-    """A bound as int64 of shape `(1,)` or `(P,)`, or one sentence that says what is wrong with it."""
+    """A bound as int64 of shape `(1,)` or `(P,)`, or an error in one sentence."""
     if type(bounds) is int:
         if bounds < least:
             raise InvalidInputError(f"{name} ({bounds}) must be at least {least}.")

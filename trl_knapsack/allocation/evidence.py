@@ -1,4 +1,4 @@
-"""What is known of prompts before their rollouts are allocated."""
+"""What is known about prompts before their rollouts are allocated."""
 
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
@@ -13,9 +13,9 @@ from .arrays import ArrayRecord
 @dataclass(frozen=True, eq=False, repr=False)
 class BetaBeliefs(ArrayRecord):
     """
-    What is believed of `P` success rates: `p_i ~ Beta(alpha_i, beta_i)`.
+    What is believed about `P` success rates: `p_i ~ Beta(alpha_i, beta_i)`.
 
-    With a prior of (1, 1), a prompt of which 3 of 4 rollouts succeeded has `alpha = 4`, `beta = 2`.
+    With a prior of (1, 1), a prompt with 3 successes in 4 rollouts has `alpha = 4`, `beta = 2`.
 
     Args:
         alpha (`np.ndarray` of shape `(P,)`): First parameters, positive; prior plus successes.
@@ -58,7 +58,7 @@ class BetaBeliefs(ArrayRecord):
 @dataclass(frozen=True, eq=False, repr=False)
 class Evidence(ArrayRecord):
     """
-    What is known of `P` prompts before their rollouts are allocated.
+    What is known about `P` prompts before their rollouts are allocated.
 
     Attributes:
         keys (`tuple[str, ...]` of length `P`): Prompt keys, so that a rule can tell prompts apart.

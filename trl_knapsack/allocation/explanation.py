@@ -1,4 +1,4 @@
-"""Why an allocation looks as it does: a table and a plot for any allocation, the paper's rule and uniform beside it."""
+"""Why an allocation looks the way it does: a table and a plot for any allocation, compared with the paper's rule and uniform."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, eq=False, repr=False)
 class Explanation(ArrayRecord):
     """
-    An allocation seen prompt by prompt. Made by [`explain`], and shown as a table, in a notebook too.
+    An allocation, prompt by prompt. Made by [`explain`], and shown as a table, in a notebook too.
 
     Attributes:
         allocation ([`Allocation`]): What is explained.
@@ -174,7 +174,7 @@ def explain(
 
     Args:
         allocation ([`Allocation`]): What to explain.
-        success_rates (`np.ndarray` of shape `(P,)` or [`BetaBeliefs`]): What was known of the prompts.
+        success_rates (`np.ndarray` of shape `(P,)` or [`BetaBeliefs`]): What was known about the prompts.
         value ([`~trl_knapsack.allocation.values.Value`], *optional*, defaults to `"knapsack"`): Values are compared in its units.
         min_generations (`int` or `(P,)`, *optional*, defaults to 2): As in [`~trl_knapsack.allocation.allocate`].
         max_generations (`int` or `(P,)`, *optional*, defaults to 128): As in [`~trl_knapsack.allocation.allocate`].

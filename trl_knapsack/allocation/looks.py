@@ -1,9 +1,9 @@
 """
-A generation batch shared out: a first look at prompts that are not known well, the rest for those that wait.
+A generation batch shared out: a first look at new prompts, the rest for those that wait.
 
-Rollouts that are given before anything is known of a prompt are given blindly. So a new prompt first gets a look, a few
-rollouts, and waits. The next batches hold looks at further prompts, and the rest for prompts that wait, decided by what
-their looks showed. No batch is added for it, and nothing waits for a second round of generation.
+Rollouts that are given before anything is known of a prompt are given blindly, and what was known in the last epoch is old. So
+a prompt first gets a look, a few rollouts, and waits. The next batches hold looks at further prompts, and the rest for prompts
+that wait, decided by what their looks showed. No batch is added for it, and nothing waits for a second round of generation.
 """
 
 from dataclasses import dataclass
@@ -46,8 +46,6 @@ class BatchSharing:
         batches (`int`, *optional*, defaults to 1):
             Batches whose prompts share a budget. With 1, a prompt is decided upon in the batch after its look, and
             without a look at once.
-        known (`float`, *optional*, defaults to 8.0):
-            A prompt on whose success rate this many rollouts of its own still bear needs no look.
     """
 
     rule: AllocationRule
@@ -55,12 +53,10 @@ class BatchSharing:
     max_generations: int
     look: int = 0
     batches: int = 1
-    known: float = 8.0
 
     def share(
         self,
         evidence: Evidence,
-        observed: np.ndarray,
         before: np.ndarray,
         num_new: int,
         budget: int,
@@ -73,8 +69,6 @@ class BatchSharing:
             evidence ([`Evidence`]):
                 What is known of the `C` candidates: first the prompts that wait, the longest waiting first, then the new
                 ones.
-            observed (`np.ndarray` of shape `(C,)`):
-                Scored rollouts on which that rests, older ones decayed.
             before (`np.ndarray` of shape `(C,)`, int64):
                 Rollouts that each got since it came, its look among them.
             num_new (`int`):
@@ -91,7 +85,7 @@ class BatchSharing:
         candidates = len(evidence)
         is_new = np.arange(candidates) >= candidates - num_new
         too_early = self.batches > 1 and batches_passed < self.batches
-        looks = is_new & (too_early | ((self.look > 0) & (observed < self.known)))
+        looks = is_new if too_early or self.look else np.zeros_like(is_new)
         decided = np.zeros_like(looks) if too_early else ~looks
 
         room = int((self.max_generations - before[decided]).sum())
@@ -121,8 +115,6 @@ class BatchSharing:
             filled = len(evidence) / num_new
             rows = round(free * filled * max(0.0, 2.0 - filled / self.batches))
             rows = min(max(rows, free, int((low - before).sum())), room)
-        if (low - before).sum() > rows:
-            low = np.where(before > 0, before, low)  # min_generations is more than a look, and there is no room for it
         if not before.any():
             low = self.min_generations  # one number, as a rule of the user's own may expect where there are no looks
         return checked_allocation(self.rule, evidence, int(before.sum()) + rows, low, self.max_generations)

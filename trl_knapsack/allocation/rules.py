@@ -1,10 +1,10 @@
 """
-Rules that turn what is known of prompts into rollouts: small objects of one interface.
+Rules that turn what is known about prompts into rollouts: small objects with one interface.
 
 | name | rule |
 |---|---|
 | `"posterior"` | exact knapsack on the expected value under each prompt's Beta posterior |
-| `"paper"` | exact knapsack on the success rates of the last visit, left-over to prompts that were never solved |
+| `"paper"` | exact knapsack on the success rates of the last visit, leftover rollouts to prompts that were never solved |
 | `"filter"` | `min_generations` for prompts at 0 or 1 at their last visit, equal shares for the others |
 | `"uniform"` | equal shares |
 """
@@ -26,16 +26,16 @@ from .values import Value, judge
 @runtime_checkable
 class AllocationRule(Protocol):
     """
-    A rule that shares rollouts out. Any callable of this signature is one, the trainer takes your own in the same way.
+    A rule for sharing out rollouts. Any callable with this signature is one, and the trainer takes your own in the same way.
     """
 
     def __call__(self, evidence: Evidence, budget: int, min_generations: int, max_generations: int) -> Allocation:
         """
         Args:
-            evidence ([`Evidence`]): What is known of the `P` prompts.
-            budget (`int`): Rollouts to give out, all of them.
-            min_generations (`int`): Least rollouts of a prompt.
-            max_generations (`int`): Most rollouts of a prompt.
+            evidence ([`Evidence`]): What is known about the `P` prompts.
+            budget (`int`): Rollouts in total; all of them are given out.
+            min_generations (`int`): Fewest rollouts per prompt.
+            max_generations (`int`): Most rollouts per prompt.
 
         Returns:
             [`Allocation`]: counts `(P,)` that sum to the budget, each within the bounds.
@@ -73,15 +73,15 @@ class PaperRule:
 
     Prompts never seen get an equal share of the budget, so the first epoch is uniform. The others get
     `min_generations`, and those with a rate `p` between 0 and 1 in addition the rollouts after which their group is
-    mixed with the given confidence, `log(1 - confidence) / log(max(p, 1 - p))`, within `max_generations`. What that
-    leaves over goes to the prompts that were never solved ("fallback"), then to the always solved ones, then to the
+    mixed with the given confidence, `log(1 - confidence) / log(max(p, 1 - p))`, within `max_generations`. What is
+    left over goes to the prompts that were never solved ("fallback"), then to the always solved ones, then to the
     rest, in equal shares and always within `max_generations`; the share of the mixed ones is allocated by knapsack. The
     value reported is that of the last rates, which is 0 for a prompt at 0 or 1.
 
     Args:
         value ([`~trl_knapsack.allocation.values.Value`], *optional*, defaults to `"knapsack"`): The value of rollouts.
         confidence (`float`, *optional*, defaults to 0.9):
-            See above; the published code's. 1 leaves over only what `max_generations` forbids, which is no fallback.
+            See above; the default is the published code's. With 1, only what `max_generations` forbids is left over: no fallback.
     """
 
     value: Value = "knapsack"
@@ -134,7 +134,7 @@ class FilterRule:
     """
     `min_generations` for prompts whose last visit was all failures or all successes, equal shares for the others.
 
-    The simple baseline. Prompts never seen count as the others; when all prompts are filtered, or the others cannot
+    The simple baseline. Unseen prompts are treated like the others; when all prompts are filtered, or the others can't
     take the whole budget, the filtered ones share the rest equally.
 
     Args:
@@ -159,7 +159,7 @@ class FilterRule:
 @dataclass(frozen=True)
 class UniformRule:
     """
-    Equal shares, as plain GRPO; a rest that does not divide goes to the first prompts.
+    Equal shares, as in plain GRPO; a remainder goes to the first prompts.
 
     Args:
         value ([`~trl_knapsack.allocation.values.Value`], *optional*, defaults to `"knapsack"`):
@@ -190,15 +190,15 @@ RULES = tuple(_RULES)
 
 def get_rule(name: str, value: Value = "knapsack") -> AllocationRule:
     """
-    The rule of a name.
+    The rule with a given name.
 
     Args:
         name (`str`): One of [`RULES`].
         value ([`~trl_knapsack.allocation.values.Value`], *optional*, defaults to `"knapsack"`):
-            The value of rollouts: what the rule optimises, or is judged by.
+            The value of rollouts: what the rule optimises, or only reports.
 
     Raises:
-        `ValueError`: if there is no rule of that name.
+        `ValueError`: if there is no rule with that name.
     """
     if name not in _RULES:
         raise InvalidInputError(f"allocation {name!r} is not known; choose one of {', '.join(map(repr, RULES))}.")

@@ -1,5 +1,5 @@
 """
-What a number of rollouts is worth for a prompt: the formula, once.
+What a number of rollouts is worth for a prompt: the formula, in one place.
 
 The value of `N` rollouts is the chance that their group is mixed (some succeed, some fail, so that the gradient is not
 zero) times a weight of the prompt:

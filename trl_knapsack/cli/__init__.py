@@ -1,5 +1,5 @@
 """
-The command line `trl-knapsack`: a module for each command, which imports what it needs only when it runs.
+The command line `trl-knapsack`: one module per command, which imports what it needs only when it runs.
 
 A command module has `HELP`, `add_arguments(parser)` and `run(args) -> int`. Exit codes: 0 done, 1 nothing found, 2 bad usage
 or input.
@@ -26,11 +26,21 @@ COMMANDS = {
 }
 
 
+class Paragraphs(argparse.HelpFormatter):
+    """Descriptions of several paragraphs, each broken to the width of the terminal; `--top N` in place of `--top TOP`."""
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return "N" if action.type is int else "X" if action.type is float else "NAME"
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n\n".join(super(Paragraphs, self)._fill_text(part, width, indent) for part in text.split("\n\n"))
+
+
 class Parser(argparse.ArgumentParser):
-    """An argument parser that says what is wrong in one line, and takes no abbreviations."""
+    """An argument parser that reports mistakes in one line, and accepts no abbreviations."""
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        super().__init__(*args, allow_abbrev=False, formatter_class=Paragraphs, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")

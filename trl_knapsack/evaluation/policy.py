@@ -1,4 +1,4 @@
-"""Evaluate a policy: sample completions, score them with a reward function, keep what became of every problem."""
+"""Evaluate a policy: sample completions, score them with a reward function, keep the results of every problem."""
 
 import asyncio
 import hashlib
@@ -53,7 +53,7 @@ def evaluate_policy(
             its end, and nothing is logged. Returns a reward or `None` for each completion. One without a reward is not
             counted.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
-            Tokenizer; by default the one that lies with the model.
+            Tokenizer; by default the model's own.
         success_threshold (`float`, *optional*, defaults to `0.5`):
             A completion succeeds if its reward is at least this.
         answer_func (`Callable[[Sequence[str]], list[str | None]]`, *optional*):
@@ -89,7 +89,7 @@ def evaluate_policy(
     rows = [dict(row) for row in dataset]
     check_prompts(rows)
     keys = [prompt_key(row, prompt_id_column) for row in rows]
-    EvaluationResults(ProblemResult(key, ()) for key in keys)  # two equal ids are told before hours of sampling
+    EvaluationResults(ProblemResult(key, ()) for key in keys)  # duplicate ids are reported before hours of sampling
     tokenizer = tokenizer or load_tokenizer(model)
     prompts = [row["prompt"] for row in rows]
     if completions_path is None:

@@ -93,7 +93,7 @@ def probe_policy(
         `ValueError`: if `path` is no `.jsonl` file or is there already, what was kept is of another probe, or as
             [`evaluate_policy`].
     """
-    path = Path(path)
+    path, model = Path(path), os.fspath(model)
     if path.suffix != ".jsonl":
         raise InvalidInputError(f"{printable(str(path))} must end in .jsonl; a run knows the file's format by that.")
     kept = path.with_name(path.name + ".partial")
@@ -107,7 +107,7 @@ def probe_policy(
     keys = list(rows)
     check_prompts(rows.values())
     about = {
-        "model": str(model),
+        "model": model,
         "files": model_files(model),
         "prompts": hashlib.blake2b("\0".join(keys).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest(),
         "reward_func": getattr(reward_func, "__name__", type(reward_func).__name__),
@@ -148,7 +148,8 @@ def probe_policy(
     results = EvaluationResults(problem_of_line(line) for chunk in chunks for line in chunk["prompts"])
     results.save(path)
     kept.unlink()
-    return Probe(results, *(sum(chunk[name] for chunk in chunks) for name in ("rollouts", "tokens", "seconds")))
+    rollouts, tokens, seconds = (sum(chunk[name] for chunk in chunks) for name in ("rollouts", "tokens", "seconds"))
+    return Probe(results, rollouts, tokens, seconds)
 
 
 def _counted(reward_func: Callable, bill: dict[str, int]) -> Callable:

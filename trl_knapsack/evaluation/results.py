@@ -1,4 +1,4 @@
-"""What an evaluation says of every problem: kept as JSON lines, summarised, and compared with another run's."""
+"""The results of an evaluation for every problem: saved as JSON lines, summarised, and compared with another run's."""
 
 import json
 from collections import defaultdict

@@ -1,6 +1,7 @@
 """Several completions of every prompt, by transformers or by vLLM."""
 
 import gc
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,7 @@ def sample_completions(
         prompts (`Sequence[str | list[dict]]` of length `P`):
             Plain texts or conversations.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
-            Tokenizer; by default the one that lies with the model.
+            Tokenizer; by default the model's own.
         num_generations (`int`, *optional*, defaults to `8`):
             Completions of each prompt.
         temperature (`float`, *optional*, defaults to `1.0`):
@@ -131,18 +132,18 @@ def load_sampler(
         )
     if not isinstance(model, str | Path):
         return model
-    accelerator = torch.accelerator.current_accelerator()
-    return AutoModelForCausalLM.from_pretrained(model, dtype="auto").to(accelerator or "cpu")
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    return loaded.to(torch.accelerator.current_accelerator() or "cpu")
 
 
-def load_tokenizer(model: "str | PreTrainedModel") -> PreTrainedTokenizerBase:
+def load_tokenizer(model: "str | os.PathLike | PreTrainedModel") -> PreTrainedTokenizerBase:
     """
-    The tokenizer that lies with a model.
+    The model's own tokenizer.
 
     Raises:
         `ValueError`: if the name is neither a folder with one nor a model on the Hub that can be reached.
     """
-    name = model if isinstance(model, str | Path) else model.config._name_or_path
+    name = model if isinstance(model, str | os.PathLike) else model.config._name_or_path
     try:
         return AutoTokenizer.from_pretrained(name)
     except OSError as error:

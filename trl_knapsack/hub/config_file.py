@@ -1,4 +1,4 @@
-"""A configuration as one YAML file: what is saved of it, and what is accepted when it is read."""
+"""A configuration as one YAML file: what is saved, and what is accepted when it is read."""
 
 import dataclasses
 import difflib

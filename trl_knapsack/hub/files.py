@@ -1,4 +1,4 @@
-"""Names and files on the Hugging Face Hub, and what goes wrong with them, in a sentence."""
+"""Names and files on the Hugging Face Hub, and one-sentence errors for them."""
 
 import os
 import re

@@ -1,9 +1,9 @@
 """
-Whose a field is: of an experiment, which can be published and taken from a stranger, or of the user's machine, accounts and
+Who owns a field: the experiment, so that it can be published and accepted from a stranger, or the user's machine, accounts and
 files.
 
-Of TRL's fields only those that are listed as an experiment's are. A field that a later TRL adds is therefore the user's until
-it is listed here, and a test names it.
+Only the fields of TRL that are listed here belong to the experiment. A field that a later TRL adds is therefore the user's until
+it is listed, and a test names it.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Success rates beside a published configuration: what they are of, and whether they are of the same prompts."""
+"""Success rates published with a configuration: where they come from, and whether they fit the same prompts."""
 
 import json
 import os
@@ -26,7 +26,7 @@ MAX_STATE_BYTES = 2 * 1024**3  # a million prompts have a twentieth of it
 @dataclass(frozen=True)
 class SuccessStateInfo:
     """
-    What success rates are of, kept as `knapsack_state.json` beside them.
+    Where success rates come from, kept as `knapsack_state.json` beside them.
 
     Attributes:
         dataset_name (`str`): Dataset of the prompts.

@@ -1,4 +1,4 @@
-"""What happened in a run: one summary, its plots, and the HTML report."""
+"""What happened in a run: a summary, plots, and the HTML report."""
 
 from .plots import (
     PLOTS,

@@ -1,4 +1,4 @@
-"""A run prompt by prompt, from its records or from its state: what `inspect`, the plots and the report all ask."""
+"""A run, prompt by prompt, from its records or its state: the basis of `inspect`, the plots and the report."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ _REMEDY = "set look_generations, give success_state_path, or train for more epoc
 @dataclass(frozen=True, repr=False)
 class Summary:
     """
-    What became of the `K` prompts of a run. Made by [`of_history`] and [`of_tracker`].
+    How the `K` prompts of a run turned out. Made by [`of_history`] and [`of_tracker`].
 
     Attributes:
         keys (`tuple[str, ...]` of length `K`): Prompt keys.
@@ -126,6 +126,8 @@ class Summary:
 
     def stuck_sentence(self) -> str:
         """How many prompts are stuck, and what they cost."""
+        if not self.stuck.any():
+            return f"None of the {len(self.keys):,} prompts is stuck."
         return (
             f"{self.stuck.sum():,} of {len(self.keys):,} prompts are stuck; they took {self.stuck_share():.1%} of the "
             "rollouts."
@@ -211,7 +213,9 @@ def equal_counts(history: RolloutHistory) -> str | None:
     return f"All counts were equal: {counts[0]:,} generations of each prompt"
 
 
-def closing_rows(allocation: str, logs: Sequence[Mapping[str, float]], num_generations: int) -> list[tuple[str, str]]:
+def closing_rows(
+    allocation: str, logs: Sequence[Mapping[str, float]], num_generations: int | None
+) -> list[tuple[str, str]]:
     """
     What a run says of its budgets when it ends, from its logs, which every rank has.
 

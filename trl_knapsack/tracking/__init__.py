@@ -1,4 +1,4 @@
-"""What is known of each prompt: success rates, the keys they are kept under, and a run's batches on disk. NumPy only."""
+"""What is known about each prompt: success rates, the keys they are stored under, and a run's batches on disk. NumPy only."""
 
 from .history import HISTORY_FILE, RolloutHistory
 from .keys import prompt_key

@@ -1,4 +1,4 @@
-"""A run's generation batches on disk, one JSON line each, and as arrays again."""
+"""A run's generation batches: written to disk as one JSON line each, and read back as arrays."""
 
 import json
 import math
@@ -52,9 +52,9 @@ class RolloutHistory:
     Attributes:
         step (`(T,)`, int64): Optimizer step in which a batch was generated, from 1. Steps may share a batch.
         epoch (`(T,)`): Passes over the dataset when it was recorded.
-        allocation (`(T,)`, str): Name of the policy that shared the rollouts out.
+        allocation (`(T,)`, str): Name of the rule that shared out the rollouts.
         solver_seconds (`(T,)`): Time that the allocation took.
-        rank_imbalance (`(T,)`): Completion tokens of the rank that generated most, over the mean of the ranks.
+        rank_imbalance (`(T,)`): Completion tokens of the rank that generated most, divided by the mean over ranks.
         keys (`tuple[str, ...]` of length `K`): Keys of all prompts, in the order of their first visit.
         batch (`(N,)`, int64): Batch of each group, `0 .. T-1`, ascending.
         prompt (`(N,)`, int64): Prompt of each group, an index into `keys`.
@@ -184,7 +184,7 @@ class RolloutHistory:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "RolloutHistory":
         """
-        Read a run's history. A last line that a crash cut short is left out.
+        Read a run's history. A last line that was cut short by a crash is ignored.
 
         Args:
             path (`str` or `os.PathLike`): The run's output folder, or the `knapsack_records.jsonl` in it.
@@ -280,7 +280,7 @@ class HistoryWriter:
         os.truncate(self.path, keep)
 
     def append(self, record: RolloutRecord, step: int, epoch: float, allocation: str) -> None:
-        """Write a batch that was generated in optimizer step `step` with the policy named `allocation`."""
+        """Write a batch that was generated in optimizer step `step` with the rule named `allocation`."""
         evidence = record.evidence
         arrays = {
             "counts": record.allocation.counts,

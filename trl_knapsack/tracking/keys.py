@@ -1,4 +1,4 @@
-"""A stable key for every prompt: a column that the user names, else a hash of the row's content."""
+"""A stable key for every prompt: a column that the user names, or else a hash of the row's content."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

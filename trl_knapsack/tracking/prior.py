@@ -7,6 +7,7 @@ This is the value estimator that the method's authors leave open (arXiv 2509.258
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ NEIGHBORS = 64  # prompts whose mean worth a prompt's is compared with
 ENOUGH = math.log(1000.0)  # by Ville's inequality one useless prior in a thousand gets so much likelier
 CAUTION = 1.0  # standard errors by which the features must have told prompts apart
 
-_log_gamma = np.frompyfunc(math.lgamma, 1, 1)
+_log_gamma: Any = np.frompyfunc(math.lgamma, 1, 1)
 
 
 class SuccessPrior:
@@ -71,7 +72,7 @@ class SuccessPrior:
     ```
     """
 
-    def __init__(self, num_features: int = 0, flat: tuple[float, float] = (1.0, 1.0)):
+    def __init__(self, num_features: int = 0, flat: Sequence[float] = (1.0, 1.0)):
         if num_features != int(num_features) or num_features < 0:
             raise InvalidInputError(
                 f"num_features ({num_features}) must be a whole number, 0 for the base rate alone."

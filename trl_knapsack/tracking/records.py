@@ -1,4 +1,4 @@
-"""What was decided and what came of it: one record per generation batch, and the metrics read from it."""
+"""What was decided and how it turned out: one record per generation batch, and the metrics computed from it."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class RolloutRecord:
     One generation batch of `P` prompts and `R` rollouts. Equal on every rank.
 
     Attributes:
-        evidence ([`Evidence`]): What was known of the prompts before. A prompt that the sampler drew twice is there twice.
+        evidence ([`Evidence`]): What was known about the prompts beforehand. A prompt that the sampler drew twice appears twice.
         allocation ([`Allocation`]): What was decided; `allocation.counts` is `(P,)` and sums to `R`.
         solver_seconds (`float`): Time that the allocation took, on rank 0.
         successes (`np.ndarray` of shape `(P,)`): Completions that succeeded.
@@ -24,7 +24,7 @@ class RolloutRecord:
         tokens (`np.ndarray` of shape `(P,)`): Completion tokens generated.
         mean_reward (`np.ndarray` of shape `(P,)`): Mean reward of each group, NaN where none was scored.
         mixed (`np.ndarray` of shape `(P,)`, bool): Whether rewards within the group vary, so that it has a gradient.
-        rank_imbalance (`float`): Completion tokens of the rank that generated most, over the mean of the ranks.
+        rank_imbalance (`float`): Completion tokens of the rank that generated most, divided by the mean over ranks.
         looks (`np.ndarray` of shape `(P,)`, bool): Whose first look it is; without looks, nobody's.
         before (`np.ndarray` of shape `(P,)`): Rollouts that each prompt got earlier in the same visit: its look.
         successes_before, trials_before (`np.ndarray` of shape `(P,)`): Those of them that succeeded, and were scored.
@@ -111,7 +111,8 @@ class RolloutRecord:
             "generations/max": counts.max(),
             **{f"difficulty/{name}": share for name, share in zip(DIFFICULTIES, classes, strict=True)},
             "unseen": (self.evidence.visits == 0).mean(),
-            "known_rollouts": self.allocation.counts[self.evidence.visits > 0].sum() / self.allocation.counts.sum(),
+            "known_rollouts": self.allocation.counts[(self.evidence.visits > 0) & ~self.looks].sum()
+            / self.allocation.counts.sum(),
             "success_rate": rate[scored].mean() if scored.any() else np.nan,
             "reward": np.nanmean(self.mean_reward) if scored.any() else np.nan,
             "value_over_uniform": self.value_over_uniform(),

@@ -1,4 +1,4 @@
-"""Which process trains in a folder, written there while it does."""
+"""Which process is training in a folder; the file is there only while it does."""
 
 import json
 import os
@@ -22,9 +22,9 @@ class RunHolder:
     Attributes:
         pid (`int`): Its process id.
         host (`str`): The machine it runs on.
-        since (`datetime`): When it began to train, or went on from a checkpoint; local time of that machine.
-        step (`int`): Optimizer steps that were behind it then.
-        max_steps (`int`): Optimizer steps after which it will be done, 0 if it has not said so.
+        since (`datetime`): When it began to train, or to continue from a checkpoint; local time of that machine.
+        step (`int`): Optimizer steps that had been done by then.
+        max_steps (`int`): Optimizer steps after which it will be done, 0 if unknown.
     """
 
     pid: int
@@ -38,12 +38,12 @@ class RunHolder:
 
     @classmethod
     def this_process(cls, step: int, max_steps: int) -> "RunHolder":
-        """The process that asks, from now on."""
+        """This process, from now on."""
         return cls(os.getpid(), socket.gethostname(), datetime.now().replace(microsecond=0), step, max_steps)
 
     @classmethod
     def read(cls, folder: str | os.PathLike) -> "RunHolder | None":
-        """What a run's folder says; None if it says nothing, as when no run is under way, or nothing that can be read."""
+        """The holder of a run's folder; None if no run is under way, or if the file can't be read."""
         try:
             said: dict[str, Any] = json.loads((Path(folder) / HOLDER_FILE).read_text(encoding="utf-8"))
             steps = {name: int(said.get(name, 0)) for name in ("step", "max_steps")}
@@ -52,12 +52,12 @@ class RunHolder:
             return None
 
     def write(self, folder: str | os.PathLike) -> None:
-        """Say it in a run's folder."""
+        """Write it into a run's folder."""
         said = asdict(self) | {"since": self.since.isoformat(" ", "seconds")}
         (Path(folder) / HOLDER_FILE).write_text(json.dumps(said) + "\n", encoding="utf-8")
 
     def is_gone(self) -> bool:
-        """Whether the process has ended without removing the file. Of another machine that can't be known: False."""
+        """Whether the process has ended without removing the file. False on another machine, where that can't be known."""
         if self.host != socket.gethostname():
             return False
         import psutil

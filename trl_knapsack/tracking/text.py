@@ -1,4 +1,4 @@
-"""Text that is not ours, made fit to show: keys and prompts of a dataset, a line of a file, what a stranger published."""
+"""Text from outside, made safe to show: keys and prompts of a dataset, a line of a file, what a stranger published."""
 
 
 def printable(text: str, width: int | None = None) -> str:
@@ -10,7 +10,7 @@ def printable(text: str, width: int | None = None) -> str:
     emoji and a backslash stay.
 
     Args:
-        text (`str`): Anything; what is no text is converted by `str`.
+        text (`str`): Anything; anything but text is converted by `str`.
         width (`int`, *optional*): Most characters of the answer; longer text ends in `…`. Only so much of it is looked at,
             so a text of any length costs the same.
 

@@ -190,12 +190,6 @@ class SuccessRateTracker:
             ),
         )
 
-    def observed(self, keys: Sequence[str]) -> np.ndarray:
-        """Scored rollouts on which the evidence of these prompts rests, older ones decayed, `(P,)`."""
-        rows = [self._index.get(key) for key in keys]
-        won, lost = self._arrays["successes"], self._arrays["failures"]
-        return np.array([0.0 if row is None else won[row] + lost[row] for row in rows])
-
     def state_dict(self) -> dict[str, Any]:
         """Everything that was learnt: the keys and one array per field. `prior` and `decay` are the run's, not state."""
         return {"keys": self.keys} | {name: array[: len(self)].copy() for name, array in self._arrays.items()}

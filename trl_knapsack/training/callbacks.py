@@ -1,4 +1,4 @@
-"""What happens beside the training: the tracker learns and is saved, batches are written down, plots are shown."""
+"""What happens alongside training: the tracker learns and is saved, batches are recorded, plots are shown."""
 
 import os
 from collections.abc import Callable
@@ -22,19 +22,19 @@ logger = get_logger(__name__)
 
 class SuccessRateCallback(TrainerCallback):
     """
-    Tells the tracker what became of each generation batch, and saves it into every checkpoint and at the end. Appends
-    each batch to `knapsack_records.jsonl` in the run's folder, which [`RolloutHistory`] reads.
+    Tells the tracker how each generation batch turned out, and saves it in every checkpoint and at the end. Appends each
+    batch to `knapsack_records.jsonl` in the run's folder, which [`RolloutHistory`] reads.
 
-    [`KnapsackGRPOTrainer`] adds it by itself: `trainer.success_rate_callback`.
+    [`KnapsackGRPOTrainer`] adds it automatically: `trainer.success_rate_callback`.
 
     Args:
         tracker ([`SuccessRateTracker`]): The tracker to feed.
         run_folder (`Callable[[], str]`): Where the run that is under way keeps its checkpoints; a hyperparameter search
             has a folder for each trial.
-        allocation (`str`): Name of the policy that shares the rollouts out, to be written down.
+        allocation (`str`): Name of the rule that shares out the rollouts, for the record.
 
     Attributes:
-        last_record ([`RolloutRecord`] or `None`): The newest generation batch: what was decided, and what came of it.
+        last_record ([`RolloutRecord`] or `None`): The latest generation batch: what was decided, and how it turned out.
         waiting ([`WaitingPrompts`]): Prompts that wait for the rest of their rollouts. They are dropped when a run ends.
     """
 
@@ -123,7 +123,7 @@ class SuccessRateCallback(TrainerCallback):
 
     def load(self, path: str | os.PathLike) -> None:
         """
-        Go on with the success rates of another run.
+        Continue with the success rates of another run.
 
         Args:
             path (`str` or `os.PathLike`): A checkpoint or output folder, or the state file in it, as for
@@ -144,10 +144,10 @@ class PlotCallback(TrainerCallback):
     """
     Shows the figures of the run so far as images, where its metrics go: TensorBoard, Weights & Biases, trackio.
 
-    [`KnapsackGRPOTrainer`] adds it by itself if `plot_steps` is set. What goes wrong here is a warning: the run goes on.
+    [`KnapsackGRPOTrainer`] adds it automatically if `plot_steps` is set. An error here is only a warning: the run continues.
 
     Args:
-        plot_steps (`int`): Steps between two showings; the last step is always shown.
+        plot_steps (`int`): Steps between two sets of figures; the last step always gets one.
         run_folder (`Callable[[], str]`): Folder with the history of the run under way.
         callbacks (`Callable[[], list[TrainerCallback]]`): The trainer's callbacks, of which these three are served.
     """

@@ -1,9 +1,11 @@
-"""What TRL's trainer forgets when a run is resumed, and which checkpoints are whole."""
+"""What TRL's trainer forgets when a run is resumed, and which checkpoints are complete."""
 
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,24 +51,43 @@ class ResumableRepeatSampler(RepeatSampler):
         yield from super().__iter__()
 
 
+class RandomState:
+    """State of the random numbers of Python, NumPy and torch at one moment, on this rank's device."""
+
+    def __init__(self):
+        self._python, self._numpy, self._torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+    def restore(self) -> None:
+        """Go back to that moment."""
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
+        torch.set_rng_state(self._torch)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda)
+
+
 class StepBoundary(TrainerCallback):
     """
     Knows whether the trainer is between two optimizer steps or within one.
 
     Args:
         passes (`Callable[[], int]`): The trainer's count of forward and backward passes.
+        is_needed (`bool`): Whether a checkpoint may be made within a step, so that random states must be kept.
 
     Attributes:
         step (`int`): That count when the last optimizer step ended.
     """
 
-    def __init__(self, passes: Callable[[], int]):
+    def __init__(self, passes: Callable[[], int], is_needed: bool):
         self.passes = passes
+        self.is_needed = is_needed
         self.step = 0
         self._global_step = 0
+        self._random_state: RandomState | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.step, self._global_step = self.passes(), state.global_step
+        self._reached(state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
         self.update(state.global_step)
@@ -75,8 +96,30 @@ class StepBoundary(TrainerCallback):
         """Whether a step has ended that was not known to have."""
         if global_step == self._global_step:
             return False
-        self.step, self._global_step = self.passes(), global_step
+        self._reached(global_step)
         return True
+
+    def _reached(self, global_step: int) -> None:
+        self.step, self._global_step = self.passes(), global_step
+        self.keep_random_state()
+
+    def keep_random_state(self) -> None:
+        """The random numbers of the coming step begin here."""
+        if self.is_needed:
+            self._random_state = RandomState()
+
+    @contextmanager
+    def random_state_of_step(self) -> Iterator[None]:
+        """Within the block, random numbers are as they were when the last step ended, or the run began."""
+        if self._random_state is None:
+            yield
+            return
+        now = RandomState()
+        self._random_state.restore()
+        try:
+            yield
+        finally:
+            now.restore()
 
 
 def state_digest(state: dict[str, Any]) -> str:
@@ -199,6 +242,18 @@ def what_is_torn(checkpoint: str | os.PathLike) -> str | None:
     except (OSError, ValueError, TypeError):
         return f"its {_TRAINER_STATE} can't be read"
     return None
+
+
+def what_is_missing(checkpoint: str | os.PathLike, expected: Iterable[str]) -> list[str]:
+    """
+    Files that a whole checkpoint has lost, to a copy or to a power cut. Without them transformers begins with a new
+    optimizer, a new schedule or other random numbers, and does not say so.
+
+    Args:
+        checkpoint (`str` or `os.PathLike`): The checkpoint.
+        expected (`Iterable[str]`): Names of files beyond those that every checkpoint of one process has.
+    """
+    return [name for name in ("optimizer.pt", "scheduler.pt", *expected) if not Path(checkpoint, name).exists()]
 
 
 def checkpoints_of(run_folder: str | os.PathLike) -> list[Path]:

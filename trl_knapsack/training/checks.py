@@ -1,4 +1,4 @@
-"""What is wrong with a dataset or an option, said before the model is loaded; what TRL checks is left to it."""
+"""Checks of the dataset and the options, before the model is loaded; what TRL checks itself is left to TRL."""
 
 import math
 import re

@@ -32,8 +32,8 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
         max_generations (`int`, *optional*, defaults to `128`):
             Most generations of a prompt.
         look_generations (`int`, *optional*, defaults to `0`):
-            First look at a prompt whose success rate is not known well: it gets so many generations, and waits for the
-            rest, which the next generation batch holds. 0 for no look.
+            First look at a prompt, at each visit: it gets so many generations, and waits for the rest, which the next
+            generation batch holds. 0 for no look.
         allocation_window (`int`, *optional*, defaults to `1`):
             Prompts that share a budget at least. Where a generation batch holds fewer, prompts wait until so many are
             together. 1 shares the rollouts of each batch out within it.
@@ -54,8 +54,9 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
             Dataset column that identifies a prompt. By default the content of the row is hashed.
         success_state_path (`str`, *optional*):
             Success rates of another run to begin with: a checkpoint or output folder of [`KnapsackGRPOTrainer`], the
-            `knapsack_state.safetensors` in it, or a repository of the Hub that has one (`"owner/name"`). What one run, or
-            another model, learnt of the prompts spares the next its uniform first epoch.
+            `knapsack_state.safetensors` in it, a `.csv` table, the `.jsonl` of `trl-knapsack probe` or `evaluate`, or a
+            repository of the Hub that has a state (`"owner/name"`). What is known of the prompts spares a run its uniform
+            first epoch.
         resume_success_state (`bool`, *optional*, defaults to `True`):
             Whether a resumed run goes on with the success rates in its checkpoint. Set it to `False` to resume from a
             checkpoint that has none, as one of [`~trl.GRPOTrainer`].
@@ -86,8 +87,8 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
     look_generations: int = field(
         default=0,
         metadata={
-            "help": "First look at a prompt whose success rate is not known well: it gets so many generations, and waits "
-            "for the rest, which the next generation batch holds. 0 for no look."
+            "help": "First look at a prompt, at each visit: it gets so many generations, and waits for the rest, which the "
+            "next generation batch holds. 0 for no look."
         },
     )
     allocation_window: int = field(
@@ -130,7 +131,8 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
         default=None,
         metadata={
             "help": "Success rates of another run to begin with: a checkpoint or output folder, the "
-            "knapsack_state.safetensors in it, or a repository of the Hub that has one (owner/name)."
+            "knapsack_state.safetensors in it, a .csv table, the .jsonl of trl-knapsack probe or evaluate, or a repository of "
+            "the Hub that has a state (owner/name)."
         },
     )
     resume_success_state: bool = field(

@@ -43,7 +43,6 @@ class Decision:
 def decide(
     sharing: BatchSharing,
     evidence: Evidence,
-    observed: np.ndarray,
     before: np.ndarray,
     num_new: int,
     budget: int,
@@ -62,7 +61,7 @@ def decide(
     if accelerator.is_main_process:
         try:
             started = time.perf_counter()
-            batch = sharing.share(evidence, observed, before, num_new, budget, batches_passed)
+            batch = sharing.share(evidence, before, num_new, budget, batches_passed)
             seconds = time.perf_counter() - started
             chosen = np.flatnonzero((batch.counts > 0) | batch.leaves)
             known = evidence.take(chosen)

@@ -1,4 +1,4 @@
-"""One run at a time in an output folder: two would mix their records and checkpoints."""
+"""One run at a time per output folder: two would mix up their records and checkpoints."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ _LOCK_FILE = "knapsack_run.lock"
 
 class RunFolderLock(TrainerCallback):
     """
-    Holds the run's folder while it trains. The lock is the operating system's, so a run that was killed does not keep it.
+    Holds the run's folder while it trains. The lock is the operating system's, so it is released even if the run is killed.
 
     Args:
         run_folder (`Callable[[], str]`): Folder of the run under way.
@@ -52,7 +52,7 @@ class RunFolderLock(TrainerCallback):
         holder.write(folder)
 
     def release(self) -> None:
-        """Let another run have the folder. Safe to call twice."""
+        """Release the folder for another run. Safe to call twice."""
         if self._lock is not None:
             Path(self._lock.lock_file).with_name(HOLDER_FILE).unlink(missing_ok=True)
             self._lock.release()

@@ -54,8 +54,8 @@ def progress_line(
     step: int, logs: dict[str, float | None], record: RolloutRecord | None, width: int | None = None
 ) -> str:
     """
-    What is written of the metrics `logs`, and of the newest generation batch. In a terminal of `width` columns, what is of
-    least use is left out until the line fits.
+    What is written of the metrics `logs`, and of the newest generation batch. In a terminal of `width` columns, the least
+    useful parts are left out until the line fits.
 
     ```txt
     step   120   success rate 0.640   effective gradient ratio 0.42   generations 2 to 35   0 ▁▅█▆▄▂▂▁▁▁ 1

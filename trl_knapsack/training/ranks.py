@@ -1,4 +1,4 @@
-"""Ranks that would go different ways are stopped together, with one sentence, instead of waiting for each other."""
+"""Ranks that would diverge are stopped together, with one sentence, instead of waiting for each other."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What this package relies on in TRL, and the sentence that refuses a TRL, or an order of imports, without it."""
+"""What this package relies on in TRL, and the error for a TRL, or an order of imports, that does not provide it."""
 
 import inspect
 import os
@@ -22,6 +22,7 @@ METHODS = {
     "_get_train_sampler": ("dataset",),
     "_save_checkpoint": ("model", "trial"),
     "_save_rng_state": ("output_dir",),
+    "_load_rng_state": ("checkpoint",),
     "_load_optimizer_and_scheduler": ("checkpoint",),
     "_set_signature_columns_if_needed": (),
     "_get_output_dir": ("trial",),

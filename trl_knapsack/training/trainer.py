@@ -5,7 +5,7 @@ import inspect
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,7 @@ from .checkpoints import (
     newest_whole_checkpoint,
     save_window,
     state_digest,
+    what_is_missing,
     what_is_torn,
     window_path,
 )
@@ -57,7 +58,7 @@ from .folder_lock import RunFolderLock
 from .progress import KnapsackProgressCallback
 from .ranks import RankAgreement, all_ranks_or_none
 from .seams import ATTRIBUTES, WORKING_TRL, check_attributes, check_seams, check_unsloth
-from .waiting import WaitingPrompt, WaitingPrompts
+from .waiting import WAITING_FILE, WaitingPrompt, WaitingPrompts
 
 
 if TYPE_CHECKING:
@@ -223,7 +224,9 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             name = args.allocation
             if allocation_rule is not None:  # a function has a name of its own
                 name = getattr(rule, "__name__", type(rule).__name__)
-            self._step_boundary = StepBoundary(lambda: self._step)
+            self._step_boundary = StepBoundary(
+                lambda: self._step, is_needed=getattr(args, "enable_jit_checkpoint", False)
+            )
             self._folder_lock = RunFolderLock(self._run_folder)  # before the next, which begins to write there
             self.success_rate_callback = SuccessRateCallback(self.success_tracker, self._run_folder, name)
             self.add_callback(self._step_boundary)
@@ -289,7 +292,6 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         self._decision = decide(
             self._batch_sharing(len(new)),
             self.success_tracker.evidence(keys),
-            self.success_tracker.observed(keys),
             np.array([len(prompt.rewards) for prompt in candidates]),
             len(new),
             len(inputs) * self.accelerator.num_processes,
@@ -364,8 +366,12 @@ class KnapsackGRPOTrainer(GRPOTrainer):
     def _save_rng_state(self, output_dir):
         # The last that every rank writes. `trainer_state.json`, which says that a checkpoint is whole, and deleting an
         # older one come after: without the wait, rank 1 could be killed in between, and nothing would show it.
-        with all_ranks_or_none():
+        with all_ranks_or_none(), self._step_boundary.random_state_of_step():
             super()._save_rng_state(output_dir)
+
+    def _load_rng_state(self, checkpoint):
+        super()._load_rng_state(checkpoint)
+        self._step_boundary.keep_random_state()
 
     def _save_window(self, folder: str) -> None:
         per_window = self.args.steps_per_generation * self.num_iterations
@@ -414,6 +420,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         else:
             self._step, batches = window
             self._buffered_inputs = batches or None
+            self._warn_of_missing_files(checkpoint)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # TRL logs means over the logging steps; the largest budget of several batches is not a mean.
@@ -456,6 +463,21 @@ class KnapsackGRPOTrainer(GRPOTrainer):
     def _run_folder(self) -> str:
         """Where the run under way keeps its checkpoints: `output_dir`, or a trial's folder in it."""
         return self._get_output_dir(trial=self._trial)
+
+    def _warn_of_missing_files(self, checkpoint: str) -> None:
+        """Of a checkpoint with a window, which is none of the model alone."""
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:  # they have files of their own
+            return
+        ranks = self.accelerator.num_processes
+        expected = ["rng_state.pth"] if ranks == 1 else [f"rng_state_{rank}.pth" for rank in range(ranks)]
+        if self._may_wait and self.args.resume_success_state:
+            expected.append(WAITING_FILE)
+        missing = what_is_missing(checkpoint, expected)
+        if missing:
+            logger.warning(
+                f"{checkpoint} has no {', no '.join(missing)}, so the run does not go on exactly as it would have; restore "
+                "what is missing, or resume from another checkpoint."
+            )
 
     def _window_settings(self) -> dict[str, int | None]:
         """What a resumed run must share with the one that stopped, to go on with its rollouts."""
@@ -641,7 +663,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         if not self._prompts_are_known:
             return
         args, dataset = self.args, self.train_dataset
-        size = len(dataset) if hasattr(dataset, "__len__") else None
+        size = len(dataset) if isinstance(dataset, Sized) else None
         prompts = args.generation_batch_size // args.num_generations
         known = has_other_rule or len(self.success_tracker) > 0  # a rule of the user's own may know prompts otherwise
         why = why_nothing_moves(args, prompts, size, args.max_steps, known, args.look_generations > 0)

@@ -1,8 +1,8 @@
 """
-Share rollouts out over prompts, and say why.
+Share rollouts among prompts, and explain the result.
 
-The prompts are a CSV file, or what a run knows of its prompts (its folder, or the knapsack_state.safetensors in it). The columns of
-a CSV file are success_rate, or successes and trials, or alpha and beta; id and cost if you have them.
+The prompts come from a CSV file, or from what a run knows about its prompts (its folder, or the knapsack_state.safetensors in it).
+The columns of a CSV file are success_rate, or successes and trials, or alpha and beta; and id and cost, if you have them.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import csv
 from typing import TYPE_CHECKING
 
 from ...errors import InvalidInputError
-from ..helpers.console import percent, print_json, print_table
+from ..helpers.console import percent, print_json, print_table, print_text
 
 
 if TYPE_CHECKING:
@@ -157,6 +157,6 @@ def _print(rows, explanation, allocation, args) -> None:
         classes,
         least=["last gain", "least", "most"],
     )
-    print(str(explanation).splitlines()[-1])
+    print_text(str(explanation).splitlines()[-1])
     if allocation.cost is not None:
-        print(f"expected tokens {allocation.cost:,.0f}; one more token would add {allocation.cost_price:.2e}")
+        print_text(f"expected tokens {allocation.cost:,.0f}; one more token would add {allocation.cost_price:.2e}")

@@ -1,7 +1,7 @@
 """
 Evaluate a model on held-out prompts: avg@k, pass@k and maj@k with 95 % intervals, or compare two evaluations.
 
-A model is a name on the Hub or a folder, and needs --dataset_name and --reward_funcs; a .jsonl file is the results of an
+A model is a name on the Hub or a folder, and needs --dataset_name and --reward_funcs; a .jsonl file holds the results of an
 earlier evaluation.
 """
 

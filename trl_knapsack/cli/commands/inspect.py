@@ -1,8 +1,8 @@
 """
-Look into a run: its hardest prompts, those that are stuck, those that took most, and how difficulty changed.
+Look into a run: its hardest prompts, those that are stuck, those that took the most rollouts, and how difficulty changed.
 
-Reads the knapsack_records.jsonl in the folder of a run. Where there is only a state (a checkpoint, or a
-knapsack_state.safetensors), less is known, and old evidence is discounted. With --watch, the run is followed while it trains.
+Reads the knapsack_records.jsonl in the folder of a run. With only a state (a checkpoint, or a knapsack_state.safetensors), less is
+known, and old evidence is discounted. With --watch, it follows a run that is training.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import InvalidInputError
-from ..helpers.console import percent, print_json, print_table
+from ..helpers.console import percent, print_json, print_table, print_text
 
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _texts(args: argparse.Namespace, summary: "Summary") -> dict[str, str]:
 def _print(summary: "Summary", args: argparse.Namespace, texts: dict[str, str]) -> None:
     from ...reporting.summary import CLASSES
 
-    print(*filter(None, (summary.headline(), summary.allocation_sentence())), "", sep="\n")
+    print_text("\n".join([*filter(None, (summary.headline(), summary.allocation_sentence())), ""]))
     number = (lambda x: round(float(x), 1)) if summary.discounted else int
     columns = ("successes", "scored", "rollouts", "tokens", "visits")
     for kind in ("hardest", "stuck", "most_rollouts", "most_tokens"):
@@ -119,7 +119,7 @@ def _print(summary: "Summary", args: argparse.Namespace, texts: dict[str, str]) 
         heads = ["prompt", "believed rate", *columns, *(["text"] if texts else [])]
         print_table(summary.title(kind), heads, cells, least=least)
         if kind == "stuck":
-            print(summary.stuck_sentence() + "\n")
+            print_text(summary.stuck_sentence() + "\n")
     if summary.transitions.any():
         print_table(
             "Difficulty: prompts by the class of their first visit (rows) and of their last (columns)",

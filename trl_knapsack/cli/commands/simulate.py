@@ -1,21 +1,20 @@
 """
 What a budget would buy, before it is spent.
 
-Prompts whose true success rates are known and drift are shown to each rule for some epochs, and what the rollouts were
-worth at the true rates is compared with equal shares. Nothing is trained: that more value means more learning, and how
-much more, is not simulated.
+Each rule visits prompts with known, drifting success rates for some epochs, and the value of its rollouts at the true rates is
+compared with equal shares. Nothing is trained: whether more value means more learning, and how much more, is not simulated.
 """
 
 import argparse
 
 from ...errors import InvalidInputError
-from ..helpers.console import percent, print_json, print_table
+from ..helpers.console import percent, print_json, print_table, print_text
 
 
 HELP = "what a budget would buy, before it is spent"
 CAVEAT = (
-    "Value is what the allocator maximises. No simulation can tell you whether more of it means more learning, or how much more: here, "
-    "rates drift here in the same way under every rule."
+    "Value is what the allocator maximises. No simulation can tell you whether more of it means more learning, or how much "
+    "more: here, rates drift here in the same way under every rule."
 )
 
 
@@ -25,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mix",
         nargs="+",
         choices=["saturated", "hard", "broad"],
-        help="how hard the prompts are (default: all three)",
+        metavar="MIX",
+        help="how hard the prompts are: saturated, hard, broad (default: all three)",
     )
     source.add_argument("--rates", help="CSV file with a column success_rate, or successes and trials: the true rates")
     source.add_argument(
@@ -37,8 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["posterior", "paper", "filter", "oracle"],
         choices=["posterior", "paper", "filter", "uniform", "last_rate", "oracle"],
-        help="rules to compare with uniform: the trainer's, last_rate (paper without its fallback), and oracle, which "
-        "knows the true rates (default: posterior paper filter oracle)",
+        metavar="RULE",
+        help="rules to compare with uniform: the trainer's (posterior, paper, filter), last_rate (paper without its "
+        "fallback), and oracle, which knows the true rates (default: posterior paper filter oracle)",
     )
     parser.add_argument("--num_generations", type=int, default=8, help="mean generations per prompt (default: 8)")
     parser.add_argument("--min_generations", type=int, default=2, help="fewest rollouts per prompt (default: 2)")
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         settings = {name: value for name, value in vars(args).items() if name not in ("command", "json")}
         print_json({"settings": settings, "simulations": [_as_dict(*each) for each in results], "caveat": CAVEAT})
     else:
-        print(CAVEAT)
+        print_text(CAVEAT)
     return 0
 
 
@@ -127,7 +128,7 @@ def _print(name: str, simulation, args: argparse.Namespace) -> None:
         [
             "allocation",
             "value over uniform",
-            "+/- (95 %)",
+            "+/- (95%)",
             "equivalent uniform",
             "effective ratio",
             "mixed prompts",

@@ -1,12 +1,13 @@
 """
 Train with per-prompt rollout budgets: any model, dataset and reward functions, through `accelerate launch`.
 
-Every field of KnapsackGRPOConfig and of TRL's ModelConfig and ScriptArguments is a flag. Flags that are not theirs go to
+Every field of KnapsackGRPOConfig and of TRL's ModelConfig and ScriptArguments is a flag. All other flags go to
 `accelerate launch`, as in TRL's own `trl grpo`.
 """
 
 import argparse
 import os
+import shutil
 import sys
 import textwrap
 from importlib import resources
@@ -134,13 +135,16 @@ def _help() -> str:
     """Our options; those of TRL and accelerate are behind `--help-all`, as they are more than a thousand lines."""
     from ..helpers.options import own_options
 
-    lines = [
-        f"  --{name}\n{textwrap.fill(text, 96, initial_indent=' ' * 6, subsequent_indent=' ' * 6)}"
-        for name, text in own_options().items()
-    ]
+    width = shutil.get_terminal_size((100, 24)).columns - 2
+
+    def filled(text: str, indent: str = "") -> str:
+        return textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+
+    lines = [f"  --{name}\n{filled(text, ' ' * 6)}" for name, text in own_options().items()]
     usage = "usage: trl-knapsack train [--config FILE] [options]"
     head = "options that TRL does not have (--help-all shows all, accelerate launch --help those of accelerate):"
-    return "\n".join([usage, __doc__ or "", head, *lines, EPILOG.rstrip()])
+    about = "\n\n".join(map(filled, (__doc__ or "").strip().split("\n\n")))
+    return "\n".join([usage, "", about, "", filled(head), *lines, EPILOG.rstrip()])
 
 
 def _split_config(argument: str) -> list[str]:

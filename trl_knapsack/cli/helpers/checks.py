@@ -10,7 +10,7 @@ from .rewards import check_reward
 
 def check(options: Mapping[str, Any]) -> None:
     """
-    Whether a model, a dataset and rewards are named, and whether what they name is there.
+    Check that a model, a dataset and rewards are given, and that they exist.
 
     Args:
         options (`Mapping[str, Any]`): The options that are given, by field.

@@ -3,7 +3,9 @@
 import io
 import json
 import math
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +15,20 @@ LEAST = 16  # what a text is cut to before columns are left out
 MOST = 80  # and what it is cut to anywhere
 
 
+def print_text(text: str) -> None:
+    """Print sentences: in a terminal, lines break between words; in a pipe, they stay as they are."""
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        text = "\n".join(textwrap.fill(line, width, break_on_hyphens=False) for line in text.split("\n"))
+    print(text)
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], least: Sequence[str] = ()) -> None:
     """
-    Print a table: drawn in a terminal, no wider than that; plain aligned text in a pipe, one line for each row.
+    Print a table: in a terminal, drawn and no wider than it; in a pipe, plain aligned text with one line per row.
 
-    Where a terminal is too narrow, heads go over two lines, then texts are cut, then the columns of least use are left
-    out. Numbers are never cut.
+    If the terminal is too narrow, first heads take two lines, then texts are shortened, then the least useful columns are
+    left out. Numbers are never cut.
 
     Args:
         title (`str`): Said above it.

@@ -1,8 +1,8 @@
 """
 The options of `train`, read from the sources of TRL, transformers and accelerate without importing them.
 
-Importing them takes many seconds, in which a misspelt option would wait for its sentence. What can't be read in this way is
-left to the parser, which knows everything.
+Importing them takes many seconds, far too long to report a misspelt option. What can't be read in this way is left to the
+parser, which knows everything.
 """
 
 import ast

@@ -28,12 +28,12 @@ def load_tracker(path: str | Path, prior: Sequence[float] = (1.0, 1.0), decay: f
 @dataclass(frozen=True)
 class PromptTable:
     """
-    Success rates that someone has, prompt by prompt.
+    Success rates from a file, prompt by prompt.
 
     Attributes:
         ids (`list[str]` of length `P`): Names of the prompts; line numbers if there is no such column.
         evidence ([`Evidence`]): What is known of them.
-        rates (`np.ndarray` of shape `(P,)` or `None`): Rates that are given as known, without trials behind them.
+        rates (`np.ndarray` of shape `(P,)` or `None`): Rates that are taken as exact, without trials behind them.
         costs (`np.ndarray` of shape `(P,)` or `None`): Expected tokens of a rollout.
     """
 
@@ -47,8 +47,8 @@ def read_prompts(path: str | Path, prior: Sequence[float] = (1.0, 1.0)) -> Promp
     """
     Prompts of a table, a state file or the folder of a run.
 
-    A table, `.csv`, `.tsv` or `.jsonl`, has `success_rate`, `successes` and `trials` (or `c` and `n`), or `alpha` and `beta`;
-    `id` and `cost` where they are wanted. Other columns are left alone.
+    A table, `.csv`, `.tsv` or `.jsonl`, has the columns `success_rate`, `successes` and `trials` (or `c` and `n`), or `alpha`
+    and `beta`; `id` and `cost` are optional. Other columns are ignored.
 
     Raises:
         `FileNotFoundError`: if there is no such file.

@@ -23,7 +23,7 @@ def load_reward(name: str) -> Callable:
     A reward function.
 
     Args:
-        name (`str`): A name of `trl.rewards`, as `accuracy_reward`, or a dotted path, as `my_module.my_reward`. Modules
+        name (`str`): A name from `trl.rewards` such as `accuracy_reward`, or a dotted path such as `my_module.my_reward`. Modules
             in the working directory are found.
 
     Raises:

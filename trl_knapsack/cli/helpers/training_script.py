@@ -31,7 +31,7 @@ class RewardArguments(ScriptArguments):
 
     Args:
         reward_funcs (`list[str]`, *optional*):
-            Reward functions: names of `trl.rewards`, as `accuracy_reward`, or dotted paths of your own, as
+            Reward functions: names from `trl.rewards` such as `accuracy_reward`, or dotted paths to your own such as
             `my_module.my_reward`.
         reward_model_name_or_path (`str`, *optional*):
             Reward model on the Hub or on disk, placed before the functions.
@@ -57,7 +57,7 @@ TYPES: tuple[Any, ...] = (RewardArguments, KnapsackGRPOConfig, ModelConfig, Data
 
 
 class Parser(TrlParser):
-    """TRL's parser, which says what is wrong in one line in place of five hundred."""
+    """TRL's parser, which reports mistakes in one line instead of five hundred."""
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -69,7 +69,7 @@ def make_parser() -> Parser:
 
 @contextlib.contextmanager
 def parsed_options():
-    """What TRL, transformers and accelerate say against options is a sentence of the command."""
+    """Turns what TRL, transformers and accelerate object to in the options into one sentence."""
     try:
         yield
     except (ValueError, TypeError, OSError, ImportError) as error:  # nothing of the user's runs here
@@ -147,7 +147,7 @@ def summary(trainer: KnapsackGRPOTrainer) -> str:
             ("effective gradient ratio", "knapsack/effective_gradient_ratio"),
         ):
             rows.append((title, f"{first[name]:.3f} at step {first['step']}, {last[name]:.3f} at step {last['step']}"))
-        rows += closing_rows(args.allocation, logs, args.num_generations)
+        rows += closing_rows(args.allocation, logs, trainer.num_generations)
     evaluations = [entry for entry in history if "eval_reward" in entry]
     if evaluations:
         rows.append(

@@ -6,7 +6,7 @@ import sys
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,7 +31,7 @@ NARROWEST = 60  # columns
 
 def watch(folder: Path, stuck_after: int) -> int:
     """
-    Show a run until it ends, or Ctrl-C. Where output is no terminal, or no run is under way, show it once and say so.
+    Show a run until it ends, or until Ctrl-C. If output is not a terminal, or no run is under way, show it once and say so.
 
     Args:
         folder (`Path`): The run's folder.
@@ -62,10 +62,12 @@ def watch(folder: Path, stuck_after: int) -> int:
             return 1
         print(f"trl-knapsack inspect: {why} shown once.", file=sys.stderr)
         history = HistoryReader(folder).read()
-        console = Console(file=None if sys.stdout.isatty() else io.StringIO(), width=_width())
-        console.print(screen(folder, history, holder if under_way else None, stuck_after, _width(), rows=100))
+        written = io.StringIO()
+        console = Console(file=None if sys.stdout.isatty() else written, width=_width())
+        rows = console.height - 3 if sys.stdout.isatty() else 100  # the sentence above, and the shell's prompt below
+        console.print(screen(folder, history, holder if under_way else None, stuck_after, _width(), rows))
         if not sys.stdout.isatty():
-            print(*(line.rstrip() for line in console.file.getvalue().splitlines()), sep="\n")
+            print(*(line.rstrip() for line in written.getvalue().splitlines()), sep="\n")
         return 0
 
     console, reader, history = Console(), None, None
@@ -120,7 +122,7 @@ def screen(
 
     width = max(width, NARROWEST)
     rule = "" if history is None or not len(history) else printable(history.allocation[-1], 20)
-    parts = [Text(f"{printable(str(folder), width - 2 - len(rule))}  {rule}".rstrip(), style="bold")]
+    parts: list[Any] = [Text(f"{printable(str(folder), width - 2 - len(rule))}  {rule}".rstrip(), style="bold")]
     done = holder.step if holder is not None else 0
     if history is not None and len(history):
         done = max(done, int(history.step[-1]))
@@ -146,7 +148,7 @@ def screen(
 
 def progress(done: int, holder: RunHolder | None, history: RolloutHistory | None, width: int, running: bool) -> str:
     """
-    Steps so far, the time that is left at the speed until now, epochs, rollouts and prompts: what has room.
+    Steps so far, the time left at the current pace, epochs, rollouts and prompts: as many of these as fit.
 
     Args:
         done (`int`): Optimizer steps so far.
@@ -172,7 +174,7 @@ def progress(done: int, holder: RunHolder | None, history: RolloutHistory | None
 
 def belief_table(history: RolloutHistory, believed_rate: np.ndarray, width: int, bins: int) -> "Table":
     """
-    Prompts by believed success rate, and what the newest batches gave them.
+    Prompts by believed success rate, and the budgets that the latest batches gave them.
 
     Args:
         history ([`RolloutHistory`]): At least one batch.
@@ -190,10 +192,10 @@ def belief_table(history: RolloutHistory, believed_rate: np.ndarray, width: int,
         return np.minimum((rates * bins).astype(int), bins - 1)
 
     prompts = np.bincount(place_of(believed_rate), minlength=bins)
-    new = history.batch >= len(history) - NEWEST
+    new = (history.batch >= len(history) - NEWEST) & history.decided  # a look's budget is yet to come
     place = place_of(history.believed_rate[new])
     groups = np.bincount(place, minlength=bins)
-    budgets = np.bincount(place, weights=history.counts[new], minlength=bins) / np.maximum(groups, 1)  # (bins,)
+    budgets = np.bincount(place, weights=history.generations[new], minlength=bins) / np.maximum(groups, 1)  # (bins,)
     for i in range(bins):
         known = f"{prompts[i]:,}", bar(prompts[i], prompts.max(), longest)
         given = (f"{budgets[i]:.1f}", bar(budgets[i], budgets.max(), longest)) if groups[i] else ("-", "")
@@ -212,7 +214,9 @@ def batch_table(history: RolloutHistory, number: int) -> "Table":
     scored_batches = history.per_batch(scored) > 0
     tokens = history.per_batch(history.tokens)
     for t in range(max(0, len(history) - number), len(history)):
-        counts = history.counts[history.batch == t]
+        here = history.batch == t
+        decided = here & history.decided
+        counts = history.generations[decided if decided.any() else here]
         table.add_row(
             f"{history.step[t]:,}",
             f"{rates[t]:.3f}" if scored_batches[t] else "-",
