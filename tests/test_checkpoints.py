@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 import transformers.trainer
-from runs import WINDOW, knapsack
+from runs import WINDOW, knapsack, options, train
 from transformers import TrainerCallback
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 
-from trl_knapsack import KnapsackGRPOTrainer, SuccessRateTracker
+from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer, SuccessRateTracker
 from trl_knapsack.tracking import STATE_FILE
 
 
@@ -174,6 +174,46 @@ def test_a_checkpoint_that_is_written_anew_is_torn_until_its_end(model, two_chec
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"checkpoint-2 was not written to its end \(it has no trainer_state.json\)"):
         knapsack(model, two_checkpoints, resume=str(two_checkpoints / "checkpoint-2"))
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_checkpoint_that_lost_a_file_says_so(model, two_checkpoints, name, caplog):
+    """transformers begins with a new one, without a word."""
+    (two_checkpoints / "checkpoint-4" / name).unlink()
+    resumed = knapsack(model, two_checkpoints, resume=True, max_steps=6)
+    assert resumed.state.global_step == 6
+    assert f"checkpoint-4 has no {name}, so the run does not go on exactly as it would have" in caplog.text
+
+
+def test_prompts_that_waited_and_are_lost_are_missed(model, tmp_path, caplog):
+    changes = dict(save_strategy="steps", save_steps=2, look_generations=2, allocation_window=16)
+    knapsack(model, tmp_path, max_steps=2, **changes)
+    knapsack(model, tmp_path, resume=True, max_steps=3, **changes)
+    assert "so the run does not go on exactly" not in caplog.text
+    (tmp_path / "checkpoint-2" / "knapsack_waiting.safetensors").unlink()
+    knapsack(model, tmp_path, resume=str(tmp_path / "checkpoint-2"), max_steps=3, **changes)
+    assert "checkpoint-2 has no knapsack_waiting.safetensors, so the run does not go on exactly" in caplog.text
+
+
+def test_a_checkpoint_with_all_its_files_says_nothing(model, two_checkpoints, caplog):
+    knapsack(model, two_checkpoints, resume=True, max_steps=6)
+    assert "so the run does not go on exactly as it would have" not in caplog.text
+
+
+def test_a_checkpoint_of_the_model_alone_has_lost_nothing(model, tmp_path, caplog):
+    knapsack(model, tmp_path, save_strategy="steps", save_steps=2, max_steps=2, save_only_model=True)
+    knapsack(model, tmp_path, resume=True, max_steps=4)
+    assert "checkpoint-2 has no" not in caplog.text
+    assert "it has no knapsack_window_0.safetensors, as one with save_only_model" in caplog.text
+
+
+@pytest.mark.parametrize("config_class", [KnapsackGRPOConfig, GRPOConfig])
+def test_a_run_that_had_ended_does_one_more_step_when_resumed(model, tmp_path, config_class):
+    """docs/launch.md says so; transformers looks at max_steps after a step."""
+    trainer_class = KnapsackGRPOTrainer if config_class is KnapsackGRPOConfig else GRPOTrainer
+    args = config_class(**options(tmp_path, max_steps=2, save_strategy="steps", save_steps=2))
+    for steps in (2, 3):
+        assert train(trainer_class, model, args, resume=steps == 3).state.global_step == steps
 
 
 # --------------------------------------------------------------------------------------------------------- windows

@@ -100,3 +100,8 @@ def test_a_record_shows_itself_on_a_line():
     assert record == record and record != record_by_hand()  # and nothing is raised
     unscored = replace(record, trials=np.zeros(5), successes=np.zeros(5))
     assert "2 to 10 a prompt, none scored, 0 with a gradient" in repr(unscored)
+
+
+def test_looks_are_not_decided_by_knowledge():
+    record = replace(record_by_hand(), looks=np.array([True, False, False, True, False]))  # `a` was known a little
+    assert record.metrics()["knapsack/known_rollouts"] == 16 / 25

@@ -156,7 +156,7 @@ def logs_of(least, largest, known):
 def test_the_closing_rows():
     rows = dict(closing_rows("posterior", logs_of([8, 2], [8, 30], [0.0, 1.0]), 8))
     assert rows == {
-        "largest budget": "30 generations of one prompt, 8 in the mean",
+        "largest budget": "30 generations of one prompt, 8 on average",
         "decided by knowledge": "50% of the rollouts",
     }
     rows = dict(closing_rows("posterior", logs_of([8, 8], [8, 8], [0.0, 0.0]), 8))

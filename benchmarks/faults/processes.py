@@ -16,11 +16,13 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import runs
 import tiny
+import torch
 from accelerate.state import AcceleratorState, GradientState
 from training import TRAINERS, Task, run_rank
 
@@ -57,6 +59,7 @@ class Leg:
     seconds: float
     is_late: bool  # had to be ended, beyond its time limit
     is_killed: bool  # by its plan, and hence without an end
+    said: str = ""  # what the ranks printed
 
     def error(self) -> tuple[str, bool] | None:
         """The first error, in words, and whether it is one of this package's sentences."""
@@ -174,7 +177,9 @@ class Lab:
             time.sleep(0.001 if kill is not None and kill.saving and due is None else 0.004)
         answers = [json.loads(answer.read_text()) if answer.exists() else None for _, answer in ranks]
         without_end = any(answer is None or "interrupted" in answer for answer in answers)
-        return Leg(answers, statuses, time.monotonic() - begin, is_late, is_killed=without_end)
+        logs = [answer.with_suffix(".txt") for _, answer in ranks]
+        said = "\n".join(log.read_text(errors="replace") for log in logs if log.exists())
+        return Leg(answers, statuses, time.monotonic() - begin, is_late, without_end, said)
 
     @staticmethod
     def _signal(ranks, statuses, number: int, only: tuple[int, ...] | None = None) -> None:
@@ -231,6 +236,9 @@ def _child(task: Task, log: Path, answer: Path, rank: int, processes: int, port:
             "MASTER_PORT": str(port),
             "GLOO_SOCKET_IFNAME": "lo",
         }
+        # transformers hands `ddp_timeout` on to accelerators only, and would wait for half an hour on a CPU
+        timeout = timedelta(seconds=task.changes.get("ddp_timeout", 1800))
+        torch.distributed.init_process_group("gloo", timeout=timeout)
     if task.changes.get("enable_jit_checkpoint"):
         from transformers import trainer_jit_checkpoint
 

@@ -35,7 +35,7 @@ def _cell(outcomes: list[dict[str, Any]]) -> str:
     if kills:
         said.append(f"{kills} kills")
     if refused:
-        said.append(f"{refused} starts refused")
+        said.append(f"{refused} starts {'refused' if outcomes[0]['trainer'] == 'knapsack' else 'failed'}")
     return ", ".join(said)
 
 

@@ -30,7 +30,7 @@ from trl_knapsack.training.checkpoints import load_window
 from trl_knapsack.training.plan import plan_rollouts
 
 
-# How a test ended. The first four are well.
+# How a test ended. Those in capitals are not well.
 EQUAL = "equal"  # bit for bit the undisturbed run
 ENDED = "ended"  # by itself and in time, as it should
 REFUSED = "refused"  # with a sentence of this package that says what to do
@@ -38,7 +38,8 @@ THEIRS = "raised"  # the error of the reward function, the disk, or of transform
 DIFFERENT = "DIFFERENT"  # ended, silently with another result
 ERROR = "ERROR"  # with an error that is not a sentence
 LATE = "HUNG"  # had to be ended
-WELL = (EQUAL, ENDED, REFUSED, THEIRS)
+TOLD = "told"  # ended with another result, and a warning said that it would
+WELL = (EQUAL, ENDED, REFUSED, THEIRS, TOLD)
 
 
 @dataclass
@@ -267,6 +268,8 @@ def _resumed(
     outcome = Outcome(scenario, task.trainer, case, LATE, seconds=leg.seconds)
     if has_ended(leg):
         outcome.verdict, outcome.detail = compared(leg, reference)
+        if outcome.verdict == DIFFERENT and "does not go on exactly" in leg.said:
+            outcome.verdict = TOLD
     elif not leg.is_late and leg.error() is not None:
         outcome.detail, is_a_sentence = leg.error()
         outcome.verdict = REFUSED if is_a_sentence else THEIRS if theirs_is_well else ERROR

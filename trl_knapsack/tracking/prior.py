@@ -7,6 +7,7 @@ This is the value estimator that the method's authors leave open (arXiv 2509.258
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ STRENGTHS = np.array([0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0])  # (K,)
 MEMORY = 500  # visits that the scores look back on
 BASE_DRIFT, WEIGHT_DRIFT = 1e-3, 1e-4  # variance that a visit adds: the base rate moves fast, the weights hardly
 BASE_VARIANCE, WEIGHT_VARIANCE = 4.0, 1.0  # before anything is known; weights share theirs by the root of their number
+LIMIT = 2.0  # standard deviations beyond which a feature says no more: few prompts lie there, and a line leads far off
 SPREAD = 2.0  # rollouts of a prompt beyond this many say little more of the others: prompts differ by more than features say
 GROUP = 8  # rollouts of a prompt, at which one more is judged; TRL's default
 SURE = 16.0  # rollouts beyond which what was seen of a prompt counts for no more
@@ -30,7 +32,7 @@ NEIGHBORS = 64  # prompts whose mean worth a prompt's is compared with
 ENOUGH = math.log(1000.0)  # by Ville's inequality one useless prior in a thousand gets so much likelier
 CAUTION = 1.0  # standard errors by which the features must have told prompts apart
 
-_log_gamma = np.frompyfunc(math.lgamma, 1, 1)
+_log_gamma: Any = np.frompyfunc(math.lgamma, 1, 1)
 
 
 class SuccessPrior:
@@ -70,7 +72,7 @@ class SuccessPrior:
     ```
     """
 
-    def __init__(self, num_features: int = 0, flat: tuple[float, float] = (1.0, 1.0)):
+    def __init__(self, num_features: int = 0, flat: Sequence[float] = (1.0, 1.0)):
         if num_features != int(num_features) or num_features < 0:
             raise InvalidInputError(
                 f"num_features ({num_features}) must be a whole number, 0 for the base rate alone."
@@ -106,7 +108,7 @@ class SuccessPrior:
         their first rollouts show. Does not change the prior.
 
         Args:
-            features (`(P, D)`): About standardised; NaN is unknown.
+            features (`(P, D)`): About standardised, cut at two standard deviations; NaN is unknown.
 
         Returns:
             `tuple[np.ndarray, np.ndarray]`: both `(P,)`, positive.
@@ -272,7 +274,7 @@ class SuccessPrior:
             )
         if np.isinf(features).any():
             raise InvalidInputError("features must be finite, or NaN where unknown; one is infinite.")
-        return np.nan_to_num(features, nan=0.0)
+        return np.clip(np.nan_to_num(features, nan=0.0), -LIMIT, LIMIT)
 
 
 class _Regression:

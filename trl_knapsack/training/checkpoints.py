@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -242,6 +242,18 @@ def what_is_torn(checkpoint: str | os.PathLike) -> str | None:
     except (OSError, ValueError, TypeError):
         return f"its {_TRAINER_STATE} can't be read"
     return None
+
+
+def what_is_missing(checkpoint: str | os.PathLike, expected: Iterable[str]) -> list[str]:
+    """
+    Files that a whole checkpoint has lost, to a copy or to a power cut. Without them transformers begins with a new
+    optimizer, a new schedule or other random numbers, and does not say so.
+
+    Args:
+        checkpoint (`str` or `os.PathLike`): The checkpoint.
+        expected (`Iterable[str]`): Names of files beyond those that every checkpoint of one process has.
+    """
+    return [name for name in ("optimizer.pt", "scheduler.pt", *expected) if not Path(checkpoint, name).exists()]
 
 
 def checkpoints_of(run_folder: str | os.PathLike) -> list[Path]:

@@ -41,6 +41,7 @@ from .checkpoints import (
     newest_whole_checkpoint,
     save_window,
     state_digest,
+    what_is_missing,
     what_is_torn,
     window_path,
 )
@@ -57,7 +58,7 @@ from .folder_lock import RunFolderLock
 from .progress import KnapsackProgressCallback
 from .ranks import RankAgreement, all_ranks_or_none
 from .seams import ATTRIBUTES, WORKING_TRL, check_attributes, check_seams, check_unsloth
-from .waiting import WaitingPrompt, WaitingPrompts
+from .waiting import WAITING_FILE, WaitingPrompt, WaitingPrompts
 
 
 if TYPE_CHECKING:
@@ -419,6 +420,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         else:
             self._step, batches = window
             self._buffered_inputs = batches or None
+            self._warn_of_missing_files(checkpoint)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # TRL logs means over the logging steps; the largest budget of several batches is not a mean.
@@ -461,6 +463,21 @@ class KnapsackGRPOTrainer(GRPOTrainer):
     def _run_folder(self) -> str:
         """Where the run under way keeps its checkpoints: `output_dir`, or a trial's folder in it."""
         return self._get_output_dir(trial=self._trial)
+
+    def _warn_of_missing_files(self, checkpoint: str) -> None:
+        """Of a checkpoint with a window, which is none of the model alone."""
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:  # they have files of their own
+            return
+        ranks = self.accelerator.num_processes
+        expected = ["rng_state.pth"] if ranks == 1 else [f"rng_state_{rank}.pth" for rank in range(ranks)]
+        if self._may_wait and self.args.resume_success_state:
+            expected.append(WAITING_FILE)
+        missing = what_is_missing(checkpoint, expected)
+        if missing:
+            logger.warning(
+                f"{checkpoint} has no {', no '.join(missing)}, so the run does not go on exactly as it would have; restore "
+                "what is missing, or resume from another checkpoint."
+            )
 
     def _window_settings(self) -> dict[str, int | None]:
         """What a resumed run must share with the one that stopped, to go on with its rollouts."""

@@ -64,7 +64,7 @@ def watch(folder: Path, stuck_after: int) -> int:
         history = HistoryReader(folder).read()
         written = io.StringIO()
         console = Console(file=None if sys.stdout.isatty() else written, width=_width())
-        rows = console.height - 3 if sys.stdout.isatty() else 100  # this line is above, the shell's prompt below
+        rows = console.height - 3 if sys.stdout.isatty() else 100  # the sentence above, and the shell's prompt below
         console.print(screen(folder, history, holder if under_way else None, stuck_after, _width(), rows))
         if not sys.stdout.isatty():
             print(*(line.rstrip() for line in written.getvalue().splitlines()), sep="\n")
