@@ -24,6 +24,7 @@ STRENGTHS = np.array([0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0])  # (K,)
 MEMORY = 500  # visits that the scores look back on
 BASE_DRIFT, WEIGHT_DRIFT = 1e-3, 1e-4  # variance that a visit adds: the base rate moves fast, the weights hardly
 BASE_VARIANCE, WEIGHT_VARIANCE = 4.0, 1.0  # before anything is known; weights share theirs by the root of their number
+LIMIT = 2.0  # standard deviations beyond which a feature says no more: few prompts lie there, and a line leads far off
 SPREAD = 2.0  # rollouts of a prompt beyond this many say little more of the others: prompts differ by more than features say
 GROUP = 8  # rollouts of a prompt, at which one more is judged; TRL's default
 SURE = 16.0  # rollouts beyond which what was seen of a prompt counts for no more
@@ -107,7 +108,7 @@ class SuccessPrior:
         their first rollouts show. Does not change the prior.
 
         Args:
-            features (`(P, D)`): About standardised; NaN is unknown.
+            features (`(P, D)`): About standardised, cut at two standard deviations; NaN is unknown.
 
         Returns:
             `tuple[np.ndarray, np.ndarray]`: both `(P,)`, positive.
@@ -273,7 +274,7 @@ class SuccessPrior:
             )
         if np.isinf(features).any():
             raise InvalidInputError("features must be finite, or NaN where unknown; one is infinite.")
-        return np.nan_to_num(features, nan=0.0)
+        return np.clip(np.nan_to_num(features, nan=0.0), -LIMIT, LIMIT)
 
 
 class _Regression:
