@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from trl import ScriptArguments
 
-from trl_knapsack import SuccessRateTracker
+from trl_knapsack import KnapsackGRPOConfig, SuccessRateTracker
 from trl_knapsack.evaluation import EvaluationResults, ProblemResult
 from trl_knapsack.hub import find_success_state
+from trl_knapsack.hub.states import write_success_state
 from trl_knapsack.tracking import find_state
 
 
@@ -127,3 +129,15 @@ def test_nothing_of_a_tracker_changes_when_the_table_is_wrong(tmp_path):
     with pytest.raises(ValueError):
         tracker.load(tmp_path / "wrong.csv")
     assert_same(tracker, observed(["a"], [1], [2]))
+
+
+def test_what_is_published_of_a_table_is_a_state(tmp_path):
+    (tmp_path / "rates.csv").write_text("id,c,n\nx,1,4\n")
+    (tmp_path / "folder").mkdir()
+    config = KnapsackGRPOConfig("out", use_cpu=True, bf16=False, prompt_id_column="id")
+    about = write_success_state(
+        tmp_path / "folder", tmp_path / "rates.csv", config, [ScriptArguments(dataset_name="d/e")]
+    )
+    assert about.num_prompts == 1
+    assert_same(loaded(tmp_path / "folder"), observed(["x"], [1], [4]))
+    assert find_success_state(str(tmp_path / "folder"))[1] == about
