@@ -22,6 +22,7 @@ OTHERS = {
     "git",
     "hf",
     "lighteval",
+    "mutmut",
     "lm-eval",
     "vllm",
     "tensorboard",

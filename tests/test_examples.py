@@ -169,7 +169,7 @@ def test_mistakes_end_in_a_sentence(run, chat_model, tmp_path, name):
     ("config", "message"),
     [
         ("me/nothing", "knapsack_config.yaml of me/nothing is not in the cache"),
-        ("no.yaml", "no.yaml is no file and no"),
+        ("no.yaml", "no.yaml is neither a file nor"),
     ],
 )
 def test_a_configuration_that_is_not_there_is_a_sentence(run, name, config, message):

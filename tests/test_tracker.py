@@ -56,6 +56,61 @@ def test_evidence_equals_a_dictionary_of_histories():
     assert len(tracker) == len(history)
 
 
+def test_a_visit_in_parts_is_one_visit():
+    """Observed in two parts, what is known is what one observation of both would tell, but for rounding."""
+    rng = random.Random(1)
+    parts, whole = SuccessRateTracker(decay=0.7), SuccessRateTracker(decay=0.7)
+    keys = [f"prompt {i}" for i in range(12)]
+    for _ in range(20):
+        first, second = ([rng.randint(least, 9) for _ in keys] for least in (1, 0))
+        won = [[rng.randint(0, n) for n in trials] for trials in (first, second)]
+        tokens = [[rng.randint(1, 99) * n for n in trials] for trials in (first, second)]
+        parts.observe(keys, won[0], first, tokens=tokens[0])
+        parts.observe(keys, won[1], second, tokens=tokens[1], earlier=(won[0], first))
+        both = [[a + b for a, b in zip(*pair, strict=True)] for pair in (won, (first, second), tokens)]
+        whole.observe(keys, both[0], both[1], tokens=both[2])
+    for name, values in parts.state_dict().items():
+        if name == "keys":
+            assert values == whole.keys
+        elif name == "last_rate":  # of a second part without a reward it is the first's, which is the whole
+            np.testing.assert_array_equal(values, whole.state_dict()[name])
+        else:
+            np.testing.assert_allclose(values, whole.state_dict()[name], rtol=1e-12)
+
+
+def test_an_unscored_group_beside_one_that_goes_on_ages_nothing():
+    tracker = SuccessRateTracker(decay=0.5)
+    tracker.observe(["a"], [2], [4])
+    tracker.observe(["a", "a"], [1, 0], [2, 0], earlier=([2, 0], [4, 0]))  # the prompt was drawn a second time
+    evidence = tracker.evidence(["a"])
+    assert (evidence.alpha[0], evidence.beta[0], evidence.visits[0]) == (1 + 3, 1 + 3, 1)
+    assert evidence.last_rate[0] == 0.5
+
+
+def test_evidence_is_of_the_prompts_that_were_asked_for():
+    tracker = SuccessRateTracker()
+    tracker.observe(["a", "b"], [1, 2], [3, 3])
+    evidence = tracker.evidence(["b", "never seen", "a", "b"])
+    assert evidence.keys == ("b", "never seen", "a", "b")
+    assert evidence.alpha.tolist() == [3, 1, 2, 3]
+
+
+def test_nothing_observed_is_nothing_learnt():
+    tracker = SuccessRateTracker()
+    tracker.observe([], [], [])
+    assert len(tracker) == 0 and len(tracker.evidence([])) == 0
+    tracker.observe(["a"], [1], [2])
+    tracker.observe([], [], [], tokens=[])
+    assert tracker.keys == ("a",)
+
+
+@pytest.mark.parametrize("name", ["rollouts", "tokens"])
+@pytest.mark.parametrize(("value", "message"), [([1.0], r"has shape \(1,\)"), ([1.0, -1.0], "must be finite and not")])
+def test_a_bad_argument_is_named(name, value, message):
+    with pytest.raises(InvalidInputError, match=f"^{name} {message}"):
+        SuccessRateTracker().observe(["a", "b"], [1, 1], [2, 2], **{name: value})
+
+
 def test_unseen_is_not_failed_and_unscored_is_not_seen():
     tracker = SuccessRateTracker()
     tracker.observe(["failed", "no reward"], successes=[0, 0], trials=[8, 0], rollouts=[8, 8], tokens=[80, 40])

@@ -14,8 +14,6 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "ACCELERATE_USE_CPU": "1"}
-# A thread of pyarrow's memory pool: a fork at the wrong moment would wait for it for ever.
-os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
 
 import argparse  # noqa: E402
 import faulthandler  # noqa: E402
@@ -26,6 +24,7 @@ import socket  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
+import threading  # noqa: E402
 import time  # noqa: E402
 import traceback  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
@@ -42,6 +41,9 @@ from tqdm import tqdm  # noqa: E402
 
 
 tqdm.monitor_interval = 0  # its thread would not survive a fork
+tqdm.set_lock(
+    threading.RLock()
+)  # its own is shared with forks, and one that is killed while it holds it keeps it for ever
 
 import transformers  # noqa: E402
 import trl  # noqa: E402

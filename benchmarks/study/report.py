@@ -195,6 +195,18 @@ def estimators() -> str:
     )
 
 
+def looks() -> str:
+    """What looks and windows would have been worth, replayed on the drift of real runs."""
+    results = json.loads((RESULTS / "looks.json").read_text())
+    rows = []
+    for cell, variants in results.items():
+        for name, (first, later, half_first, half_later) in variants.items():
+            look, window = name.split(", ")
+            cells = [f"{first:+.1f} ± {half_first:.1f}", f"{later:+.1f} ± {half_later:.1f}"]
+            rows.append([cell, look, window, *cells])
+    return table(["value over equal counts, %", "look", "window", "first epoch", "later"], rows)
+
+
 def tables(profile_name: str) -> dict[str, str]:
     cells, _ = load_cells(profile_name)
     return {
@@ -208,6 +220,7 @@ def tables(profile_name: str) -> dict[str, str]:
         "learning-rates": learning_rates(profile_name),
         "information": information(),
         "estimators": estimators(),
+        "looks": looks(),
     }
 
 
