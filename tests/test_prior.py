@@ -144,6 +144,32 @@ def test_regression_equals_a_general_optimizer():
         np.testing.assert_allclose(state["features.covariance"], covariance, rtol=1e-4, atol=1e-6)
 
 
+def test_a_leap_is_followed_to_the_mode():
+    """From never solved to always: Newton's method leaps too far from there unless its steps are bounded."""
+    prior = SuccessPrior(0)
+    for _ in range(40):
+        prior.observe(np.zeros((64, 0)), np.zeros(64), np.full(64, 8))
+    state = prior.state_dict()
+    start, precision = state["base.mean"][0], 1 / (state["base.covariance"][0, 0] + 512 * 1e-3)
+    assert start < -7
+    prior.observe(np.zeros((512, 0)), np.full(512, 64), np.full(512, 64))
+
+    def loss(logit):  # 512 prompts, each 64 successes that count as 64 * 3 / 66
+        return 512 * 64 * 3 / 66 * np.log1p(np.exp(-logit)) + 0.5 * precision * (logit - start) ** 2
+
+    mode = optimize.minimize_scalar(loss, bounds=(-10, 20), method="bounded", options={"xatol": 1e-9}).x
+    assert prior.state_dict()["base.mean"][0] == pytest.approx(mode, abs=1e-5)
+
+
+def test_no_prompt_is_taken_for_certain():
+    prior = SuccessPrior(0)
+    for _ in range(60):
+        prior.observe(np.zeros((64, 0)), np.full(64, 128), np.full(64, 128))
+    alpha, beta = prior.predict(np.zeros((1, 0)))
+    assert prior.believed == "base rate"
+    assert beta[0] / (alpha + beta)[0] == pytest.approx(1e-3)
+
+
 def test_gain_is_that_of_the_predictions_that_were_given():
     random, prior = np.random.default_rng(0), SuccessPrior(1)
     assert math.isnan(prior.gain)

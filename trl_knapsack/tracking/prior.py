@@ -29,7 +29,7 @@ SPREAD = 2.0  # rollouts of a prompt beyond this many say little more of the oth
 GROUP = 8  # rollouts of a prompt, at which one more is judged; TRL's default
 SURE = 16.0  # rollouts beyond which what was seen of a prompt counts for no more
 NEIGHBORS = 64  # prompts whose mean worth a prompt's is compared with
-ENOUGH = math.log(1000.0)  # by Ville's inequality one useless prior in a thousand gets so much likelier
+ENOUGH = math.log(1000.0)  # a useless prior of one strength gets that likely once in a thousand times (Ville 1939)
 CAUTION = 1.0  # standard errors by which the features must have told prompts apart
 
 _log_gamma: Any = np.frompyfunc(math.lgamma, 1, 1)
@@ -40,8 +40,9 @@ class SuccessPrior:
     Expected success rates of prompts, from features that are known before a rollout, and how far to believe them.
 
     Each prediction is scored on outcomes that it did not know. Only what the scores bear out is used: the features, the
-    base rate of all prompts, or neither. In the last case the prior is `flat`, to the bit. It is for prompts without
-    evidence of their own: beside such evidence it brought nothing (docs/results.md).
+    base rate of all prompts, or neither. In the last case the prior is `flat`, to the bit. It is for a prompt's
+    first visit: in a replay, adding it to older evidence of the prompt's own gained nothing and lost where nearly all are
+    solved (`benchmarks/study/priors.py --beside`).
 
     Args:
         num_features (`int`, *optional*, defaults to 0):
@@ -122,8 +123,8 @@ class SuccessPrior:
 
     def observe(self, features: ArrayLike, successes: ArrayLike, trials: ArrayLike) -> None:
         """
-        Score the predictions of these prompts, then learn from them. A batch in any other order of prompts teaches the
-        same but for rounding, so give every rank the same order.
+        Score the predictions of these prompts, then learn from them. The result depends on the order of prompts by
+        rounding, so give every rank the same order.
 
         Args:
             features (`(P, D)`): As in `predict`.
