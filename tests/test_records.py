@@ -103,6 +103,7 @@ def test_metrics_by_hand():
             "knapsack/rank_imbalance": 1.5,
             "knapsack/solver_time": 0.25,
             "knapsack/looks": 0,
+            "knapsack/look_age": 0,
         }
     )
     pairs = list(zip(record.evidence.alpha, record.evidence.beta, strict=True))

@@ -100,6 +100,7 @@ class RolloutRecord:
         counts, rate = self._totals, self.success_rate
         scored = ~np.isnan(rate)
         classes = np.bincount(difficulty(rate[scored]), minlength=len(DIFFICULTIES)) / max(scored.sum(), 1)
+        waited = self.before > 0
         p10, p50, p90 = np.percentile(counts, [10, 50, 90])
         metrics = {
             "effective_gradient_ratio": self.effective_rollouts / self.allocation.counts.sum(),
@@ -119,8 +120,6 @@ class RolloutRecord:
             "rank_imbalance": self.rank_imbalance,
             "solver_time": self.solver_seconds,
             "looks": self.looks.mean(),
+            "look_age": self.look_age[waited].mean() if waited.any() else 0,
         }
-        waited = self.before > 0
-        if waited.any():
-            metrics["look_age"] = self.look_age[waited].mean()
         return {f"knapsack/{name}": float(value) for name, value in metrics.items()}
