@@ -7,10 +7,11 @@ import pkgutil
 import re
 import shutil
 import textwrap
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import tiny_chat
 from histories import record_by_hand
@@ -165,4 +166,6 @@ def test_every_metric_is_described():
     for cell in re.findall(r"^\| (`knapsack/[^|]*) \|", page, re.MULTILINE):
         first, *others = re.findall(r"`([^`]*)`", cell)
         said |= {first, *(first.rsplit("/", 1)[0] + other for other in others)}
-    assert said == record_by_hand().metrics().keys()
+    record = record_by_hand()
+    after_a_look = replace(record, before=np.ones(len(record.keys), dtype=np.int64))
+    assert said == record.metrics().keys() | after_a_look.metrics().keys()
