@@ -30,7 +30,7 @@ def results():
 
 def test_the_page_shows_the_results(results, monkeypatch):
     monkeypatch.syspath_prepend(str(FAULTS))
-    from report import heading, table
+    from table import heading, table
 
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     shown = page.split("<!-- results -->")[1].split("<!-- end of results -->")[0]

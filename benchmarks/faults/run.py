@@ -48,7 +48,7 @@ tqdm.set_lock(
 import transformers  # noqa: E402
 import trl  # noqa: E402
 from processes import Lab  # noqa: E402
-from report import heading, table  # noqa: E402
+from table import heading, table  # noqa: E402
 from scenarios import (  # noqa: E402
     ERROR,
     Outcome,

@@ -1,7 +1,7 @@
 """
 The table of docs/reliability.md, from the results of the long profile.
 
-    python benchmarks/faults/report.py
+    python benchmarks/faults/table.py
 """
 
 import argparse
