@@ -48,7 +48,6 @@ tqdm.set_lock(
 import transformers  # noqa: E402
 import trl  # noqa: E402
 from processes import Lab  # noqa: E402
-from table import heading, table  # noqa: E402
 from scenarios import (  # noqa: E402
     ERROR,
     Outcome,
@@ -67,6 +66,7 @@ from scenarios import (  # noqa: E402
     rank_killed_before_its_random_state,
     two_runs,
 )
+from table import heading, table  # noqa: E402
 from training import BAD_REWARDS, LIMITS, OWN_SETTINGS, SETTINGS  # noqa: E402
 
 
