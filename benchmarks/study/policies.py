@@ -15,11 +15,24 @@ import random
 
 import numpy as np
 import torch
-from tasks import NUM_HELD_OUT, NUM_TRAIN, POLICIES, TASKS, Problem, is_reserved, make_math_policy
+from tasks import (
+    NUM_HELD_OUT,
+    NUM_TRAIN,
+    NUM_TRAIN_ONCE,
+    POLICIES,
+    SINGLE_EPOCH,
+    TASKS,
+    Problem,
+    is_reserved,
+    load_problems,
+    make_math_policy,
+)
+from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 
 encode = make_math_policy.encode
 POOL = 16_000  # problems that the regimes choose from
+POOL_ONCE = 24_000
 
 
 @torch.no_grad()
@@ -56,6 +69,32 @@ def lessons(task: str, batch_size: int, steps: int, careless_from: int, rng: ran
         yield batch
 
 
+HARD = [(0.0, 0.05, 0.5), (0.05, 0.1, 0.4), (0.1, 0.6, 0.1)]  # rates from, to, and their share
+SATURATED = [(0.8, 0.9, 0.35), (0.9, 1.01, 0.4), *((low, high, share / 4) for low, high, share in HARD)]
+
+
+def draw_single_epoch(rates: np.ndarray, seed: int) -> list[int]:
+    """
+    Problems of the single epoch, as places in the pool: rates as in the saturated regime.
+
+    What is rare is made up for by what is next harder, since countdown has no more than some 900 such problems.
+    """
+    rng = np.random.default_rng(seed)
+    chosen: list[int] = []
+    owed = 0
+    for low, high, share in sorted(SATURATED, reverse=True):
+        wanted = round(share * NUM_TRAIN_ONCE) + owed
+        inside = np.setdiff1d(np.flatnonzero((rates >= low) & (rates < high)), chosen)
+        chosen += rng.choice(inside, min(wanted, len(inside)), replace=False).tolist()
+        owed = max(wanted - len(inside), 0)
+        if owed:  # between the bins, too
+            below = np.setdiff1d(np.flatnonzero(rates < low), chosen)
+            nearest = below[np.argsort(-rates[below], kind="stable")[:owed]]
+            chosen, owed = chosen + nearest.tolist(), 0
+    rng.shuffle(chosen)
+    return chosen
+
+
 def draw_regimes(pool: list[Problem], rates: np.ndarray, seed: int) -> dict[str, list[int]]:
     """
     Problems of each regime, as places in the pool.
@@ -65,12 +104,7 @@ def draw_regimes(pool: list[Problem], rates: np.ndarray, seed: int) -> dict[str,
     """
     rng = np.random.default_rng(seed)
     wanted = NUM_TRAIN + NUM_HELD_OUT
-    hard_share = [(0.0, 0.05, 0.5), (0.05, 0.1, 0.4), (0.1, 0.6, 0.1)]  # rates from, to, and their share
-    bins = {
-        "broad": [(low / 10, low / 10 + 0.1, 0.1) for low in range(10)],
-        "hard": hard_share,
-        "saturated": [(0.8, 0.9, 0.35), (0.9, 1.01, 0.4), *((low, high, s / 4) for low, high, s in hard_share)],
-    }
+    bins = {"broad": [(low / 10, low / 10 + 0.1, 0.1) for low in range(10)], "hard": HARD, "saturated": SATURATED}
     regimes = {}
     for regime, shares in bins.items():
         chosen = []
@@ -108,13 +142,26 @@ def make(name: str, steps: int | None, seed: int) -> None:
 
 def write_problems(name: str, model, tokenizer, seed: int) -> None:
     """Draw the regimes by the policy's success rates, and write them beside it."""
-    task, rng = TASKS[name], random.Random(seed + 1)
+    problems, rates = draw_pool(name, model, tokenizer, POOL, seed + 1)
+    for regime, places in draw_regimes(problems, rates, seed).items():
+        ids = [f"train-{i}" if i < NUM_TRAIN else f"test-{i - NUM_TRAIN}" for i in range(len(places))]
+        write(POLICIES / name / f"{regime}.jsonl", ids, places, problems, rates)
+    held_out = [row["prompt"] for row in load_problems(name, "saturated", "test")]
+    problems, rates = draw_pool(name, model, tokenizer, POOL_ONCE, seed + 2, excluded=held_out)
+    places = draw_single_epoch(rates, seed)
+    ids = [f"train-{i}" for i in range(len(places))]
+    write(POLICIES / name / f"{SINGLE_EPOCH}.jsonl", ids, places, problems, rates)
+
+
+def draw_pool(name, model, tokenizer, size: int, seed: int, excluded=()) -> tuple[list[Problem], np.ndarray]:
+    """Different reserved problems, as many as `size` where there are, and their success rates."""
+    rng = random.Random(seed)
     pool: dict[str, Problem] = {}
-    for _ in range(8 * POOL):
-        if len(pool) == POOL:
+    for _ in range(8 * size):
+        if len(pool) == size:
             break
-        problem, _ = task.draw(rng)
-        if is_reserved(problem.prompt):
+        problem, _ = TASKS[name].draw(rng)
+        if is_reserved(problem.prompt) and problem.prompt not in excluded:
             pool[problem.prompt] = problem
     problems = list(pool.values())
     rates = success_rates(
@@ -123,23 +170,31 @@ def write_problems(name: str, model, tokenizer, seed: int) -> None:
     print(
         name, "success rates by tenths:", np.histogram(rates, np.linspace(0, 1, 11))[0], "mean", rates.mean().round(3)
     )
-    for regime, places in draw_regimes(problems, rates, seed).items():
-        with open(POLICIES / name / f"{regime}.jsonl", "w") as file:
-            for i, place in enumerate(places):
-                split = f"train-{i}" if i < NUM_TRAIN else f"test-{i - NUM_TRAIN}"
-                problem = problems[place]
-                row = {"id": split, "prompt": problem.prompt, "solutions": problem.solutions}
-                file.write(json.dumps(row | {"rate": round(float(rates[place]), 4)}) + "\n")
+    return problems, rates
+
+
+def write(path, ids: list[str], places: list[int], problems: list[Problem], rates: np.ndarray) -> None:
+    with open(path, "w") as file:
+        for name, place in zip(ids, places, strict=True):
+            row = {"id": name, "prompt": problems[place].prompt, "solutions": problems[place].solutions}
+            file.write(json.dumps(row | {"rate": round(float(rates[place]), 4)}) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--steps", type=int, help="of supervised training; by default the task's own number")
+    parser.add_argument(
+        "--problems_only", action="store_true", help="draw them anew, with the policies that are there"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     for name in args.tasks:
-        make(name, args.steps, args.seed)
+        if args.problems_only:
+            model = Qwen2ForCausalLM.from_pretrained(POLICIES / name, dtype=torch.float32)
+            write_problems(name, model, AutoTokenizer.from_pretrained(POLICIES / name), args.seed)
+        else:
+            make(name, args.steps, args.seed)
 
 
 if __name__ == "__main__":

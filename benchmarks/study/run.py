@@ -1,10 +1,15 @@
 """One run of the study: a contender on a task and regime, with a learning rate and a seed."""
 
+import functools
+import hashlib
+import json
 import logging
+import math
+import subprocess
 import tempfile
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import torch
@@ -14,18 +19,32 @@ from policies import success_rates
 from tasks import POLICIES, TASKS, load_problems, reward
 from transformers import AutoTokenizer, Qwen2ForCausalLM, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
+from trl import GRPOConfig
 
 from trl_knapsack import KnapsackGRPOConfig
 from trl_knapsack.tracking.records import difficulty
 
 
+PROMPTS = 18  # of a generation batch, unless the run says otherwise
 ROLLOUTS_PER_STEP = 144  # 18 prompts x 8, or 9 x 16, or 6 x 24
 NUM_EVALUATIONS = 10
 
 
 @dataclass(frozen=True, order=True)
 class Run:
-    """What is run, and the name of its result."""
+    """
+    What is run, and the name of its result.
+
+    Args:
+        task (`str`): One of `TASKS`.
+        regime (`str`): Its problems, a file of the policy's folder.
+        contender (`str`): One of `CONTENDERS`.
+        learning_rate (`float`): It is constant.
+        seed (`int`): Of the order of problems and of the rollouts.
+        steps (`int`): How long, in steps of `ROLLOUTS_PER_STEP` rollouts.
+        prompts (`int`): Prompts of a generation batch. With fewer than 18 an optimizer step takes several of them, so
+            that it holds about as many rollouts.
+    """
 
     task: str
     regime: str
@@ -33,10 +52,43 @@ class Run:
     learning_rate: float
     seed: int
     steps: int
+    prompts: int = PROMPTS
 
     @property
     def name(self) -> str:
-        return f"{self.task}-{self.regime}-{self.contender}-lr{self.learning_rate:g}-seed{self.seed}-{self.steps}steps"
+        small = "" if self.prompts == PROMPTS else f"-{self.prompts}prompts"
+        return f"{self.task}-{self.regime}-{self.contender}-lr{self.learning_rate:g}-seed{self.seed}-{self.steps}steps{small}"
+
+
+def options_digest(contender: str) -> str:
+    """
+    What a contender's results depend on: its rule, its trainer, and the value of every option of ours, defaults among
+    them. A default that changes makes the results that were made under the old one visibly stale.
+    """
+    this = CONTENDERS[contender]
+    args = KnapsackGRPOConfig("unused", bf16=False, use_cpu=True, **this.options)
+    inherited = {field.name for field in fields(GRPOConfig)}
+    ours = {field.name: getattr(args, field.name) for field in fields(args) if field.name not in inherited}
+    content = {
+        "options": {
+            name: value for name, value in ours.items() if value not in (None, False, 0)
+        },  # so may grow by some
+        "num_generations": this.num_generations,
+        "budget": this.budget,
+        "trainer": this.trainer.__name__,
+        "rule": this.rule and contender,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@functools.cache
+def commit() -> str:
+    """The commit that this file is from, with a plus where something was changed since."""
+    git = ["git", "-C", str(POLICIES.parent), "describe", "--always", "--abbrev=10", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"  # no clone
 
 
 class Measure(TrainerCallback):
@@ -56,7 +108,7 @@ class Measure(TrainerCallback):
         self.curve: list[dict] = []
         self.steps: list[dict] = []
         self.visits: list[tuple[int, int, int, int]] = []  # step, prompt, rollouts, successes
-        self._records_seen = set()
+        self._records = []  # of the step that runs
 
     def rates(self, rows: list[dict]) -> np.ndarray:
         trainer = self.trainer
@@ -85,9 +137,13 @@ class Measure(TrainerCallback):
         self.first_train_rates = self.rates(self.train)
         self._started = time.process_time()
 
+    def on_substep_end(self, args, state, control, **kwargs):
+        self._records.append(self.trainer.success_rate_callback.last_record)
+
     def on_step_end(self, args, state, control, **kwargs):
         self.cpu_seconds += time.process_time() - self._started
-        records = getattr(self.trainer, "records", None) or [self.trainer.success_rate_callback.last_record]
+        self._records.append(self.trainer.success_rate_callback.last_record)
+        records, self._records = getattr(self.trainer, "records", None) or self._records, []
         rollouts = sum(int(record.allocation.counts.sum()) for record in records)
         self.steps.append(
             {
@@ -120,14 +176,19 @@ def execute(run: Run) -> dict:
     torch.set_num_threads(1)
     contender, folder = CONTENDERS[run.contender], POLICIES / run.task
     rows_per_step = round(ROLLOUTS_PER_STEP * contender.budget)
+    batches = round(PROMPTS / run.prompts)  # of a step
+    rows = rows_per_step if batches == 1 else run.prompts * contender.num_generations  # of a batch
+    rollouts = round(run.steps * ROLLOUTS_PER_STEP * contender.budget)
     with tempfile.TemporaryDirectory() as output_dir:
         args = KnapsackGRPOConfig(
             output_dir,
             seed=run.seed,
-            max_steps=run.steps,
+            max_steps=math.ceil(rollouts / (rows * batches)),
             learning_rate=run.learning_rate,
             lr_scheduler_type="constant",
-            per_device_train_batch_size=rows_per_step,
+            per_device_train_batch_size=rows,
+            gradient_accumulation_steps=batches,
+            steps_per_generation=1,
             num_generations=contender.num_generations,
             max_completion_length=TASKS[run.task].max_completion_length,
             prompt_id_column="id",
@@ -152,11 +213,10 @@ def execute(run: Run) -> dict:
             train_dataset=prompt_ids(problems),
             allocation_rule=contender.rule and contender.rule(policy),
         )
-        rollouts = round(run.steps * ROLLOUTS_PER_STEP * contender.budget)
         measure = Measure(trainer, run.task, run.regime, rollouts)
         trainer.add_callback(measure)
         trainer.train()
-    return asdict(run) | summary(measure, run)
+    return asdict(run) | {"commit": commit(), "digest": options_digest(run.contender)} | summary(measure, run)
 
 
 def summary(measure: Measure, run: Run) -> dict:

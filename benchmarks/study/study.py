@@ -3,6 +3,7 @@ Does it teach a model more for the same rollouts? The study behind docs/results.
 
     python benchmarks/study/study.py --profile quick    # ten minutes of two cores: the same code, nothing to conclude
     python benchmarks/study/study.py --profile full     # the published tables: about six hours of two cores
+    python benchmarks/study/study.py --profile once     # a single epoch; then `two` and `four`: prompts of a batch
     python benchmarks/study/study.py --profile long     # four times the steps, twice the seeds, all contenders everywhere
     python benchmarks/study/report.py                   # tables and figures from what is there
 
@@ -23,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 from contenders import CONTENDERS, can_run
-from run import Run, execute
-from tasks import REGIMES, TASKS
+from run import PROMPTS, Run, execute
+from tasks import REGIMES, SINGLE_EPOCH, TASKS
 from tqdm.auto import tqdm
 
 
@@ -37,7 +38,21 @@ ON_ALL_TASKS = ("uniform", "posterior", "look", "look-64", "warm", "paper", "ora
 
 @dataclass(frozen=True)
 class Profile:
-    """How much is run; everything else is the same."""
+    """
+    How much is run; everything else is the same.
+
+    Args:
+        steps (`int`): How long, in steps of `run.ROLLOUTS_PER_STEP` rollouts.
+        learning_rates (`tuple[float, ...]`): What to choose from.
+        tuning_seeds, report_seeds (`tuple[int, ...]`): Seeds to choose learning rates on, and seeds to report.
+        tuned (`tuple[str, ...]`): Contenders with a learning rate of their own.
+        on_one_task, on_all_tasks (`tuple[str, ...]`): Contenders that run on `TUNING_TASK`, and on the others.
+        tasks, regimes (`tuple[str, ...]`): Where.
+        prompts (`int`): Prompts of a generation batch.
+        claimed (`tuple[str, ...]`), further_seeds (`tuple[int, ...]`):
+            Contenders that the page claims something of, and the seeds that they run more in the first regime.
+        rates_of (`tuple[str, str]`, *optional*): Profile and regime whose learning rates are taken, instead of tuning.
+    """
 
     steps: int
     learning_rates: tuple[float, ...]
@@ -48,6 +63,10 @@ class Profile:
     on_all_tasks: tuple[str, ...] = ON_ALL_TASKS
     tasks: tuple[str, ...] = tuple(TASKS)
     regimes: tuple[str, ...] = REGIMES
+    prompts: int = PROMPTS
+    claimed: tuple[str, ...] = ()
+    further_seeds: tuple[int, ...] = ()
+    rates_of: tuple[str, str] | None = None
 
     def tuning(self) -> list[Run]:
         return [
@@ -67,10 +86,28 @@ class Profile:
                     learning_rate = learning_rates.get((regime, CONTENDERS[contender].lr_of or contender))
                     if learning_rate is None:  # not tuned yet
                         continue
-                    runs += [Run(task, regime, contender, learning_rate, s, self.steps) for s in self.report_seeds]
+                    for seed in self.seeds(contender, regime):
+                        runs.append(Run(task, regime, contender, learning_rate, seed, self.steps, self.prompts))
         return runs
 
+    def seeds(self, contender: str, regime: str) -> tuple[int, ...]:
+        """The seeds that a contender is to run in a regime."""
+        more = contender in self.claimed and regime == self.regimes[0]
+        return self.report_seeds + self.further_seeds * more
 
+
+# What is known sooner: the saturated regime in other situations, at the learning rates that were chosen there.
+SOONER = Profile(
+    steps=160,
+    learning_rates=(),
+    tuning_seeds=(),
+    report_seeds=(1, 2, 3, 4, 5),
+    tuned=(),
+    on_one_task=("uniform", "look", "look-64", "oracle"),
+    on_all_tasks=("uniform", "look", "look-64", "oracle"),
+    regimes=("saturated",),
+    rates_of=("full", "saturated"),
+)
 PROFILES = {
     "quick": Profile(
         steps=64,  # the first 27 are an epoch, in which nothing is known
@@ -86,7 +123,12 @@ PROFILES = {
         learning_rates=(3e-5, 6e-5, 1.2e-4),
         tuning_seeds=(101, 102),
         report_seeds=(1, 2, 3, 4, 5),
+        claimed=("uniform", "posterior", "look", "look-64"),
+        further_seeds=(6, 7, 8, 9, 10),
     ),
+    "once": replace(SOONER, regimes=(SINGLE_EPOCH,)),
+    "two": replace(SOONER, prompts=2),
+    "four": replace(SOONER, prompts=4),
     "long": Profile(
         steps=640,
         learning_rates=(1.5e-5, 3e-5, 6e-5, 1.2e-4, 2.4e-4),
@@ -142,6 +184,15 @@ def score(result: dict) -> float:
 
 def choose_learning_rates(profile: Profile, results: dict[str, dict]) -> dict[tuple[str, str], float]:
     """The best learning rate over the tuning seeds of each (regime, contender) whose tuning is complete."""
+    if profile.rates_of is not None:
+        source, regime = profile.rates_of
+        chosen = choose_learning_rates(PROFILES[source], load_results(source))
+        return {
+            (here, contender): learning_rate
+            for (there, contender), learning_rate in chosen.items()
+            for here in profile.regimes
+            if there == regime
+        }
     scores: dict[tuple[str, str, float], list[float]] = {}
     incomplete = set()
     for run in profile.tuning():
