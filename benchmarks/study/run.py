@@ -83,10 +83,14 @@ def options_digest(contender: str) -> str:
 
 @functools.cache
 def commit() -> str:
-    """The commit that this file is from, with a plus where something was changed since."""
-    git = ["git", "-C", str(POLICIES.parent), "describe", "--always", "--abbrev=10", "--dirty=+", "--exclude=*"]
+    """The commit that runs, with a plus where a program of it was changed since; results are not programs."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(POLICIES.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        return git("rev-parse", "--short=10", "HEAD") + "+" * bool(git("status", "--porcelain", "--", ":/*.py"))
     except (OSError, subprocess.CalledProcessError):
         return "unknown"  # no clone
 
