@@ -34,6 +34,7 @@ from base_model import CACHE, on_device, prepare
 from datasets import Dataset
 from peft import LoraConfig
 from profiles import CONTENDERS, HERE, PROFILES, ROOT, Problems, Profile, load_problems
+from summary import tables
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -280,6 +281,8 @@ def main() -> None:
     if not (results / hidden_state.FILE).is_file():
         about = {"model": profile.model, "commit": commit(), "digest": digest(profile), "device": device()}
         hidden_state.save(about | hidden_state.measure(profile, problems, model, cache), results / hidden_state.FILE)
+    for table in tables(results).values():
+        print(table)
 
 
 if __name__ == "__main__":
