@@ -54,7 +54,8 @@ def test_a_run_that_can_not_allocate_says_so(model, tmp_path, caplog, changes, m
         "lower it.",
         "raise it.",
         "raise per_device_train_batch_size or gradient_accumulation_steps, or set allocation_window, for example to 64.",
-        "set look_generations, give success_state_path (`trl-knapsack probe` makes one), or train for more epochs.",
+        "set look_generations or difficulty_columns, give success_state_path (`trl-knapsack probe` makes one), or train "
+        "for more epochs.",
     )
 
 

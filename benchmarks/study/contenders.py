@@ -209,6 +209,7 @@ def _conformal(**kwargs):
 
 
 UNIFORM = {"allocation": "uniform"}
+COLUMN = {"difficulty_columns": ["solved"]}
 
 # "posterior" is the package's default.
 CONTENDERS = {
@@ -224,6 +225,10 @@ CONTENDERS = {
         "the same, budgets shared by 64 prompts",
         options={"look_generations": 3, "allocation_window": 64},
         lr_of="posterior",
+    ),
+    "column": Contender("the same, a column with solve rates from before training", options=COLUMN, lr_of="posterior"),
+    "column-look": Contender(
+        "the same, and a look of 3 at each prompt", options=COLUMN | {"look_generations": 3}, lr_of="posterior"
     ),
     "posterior-half": Contender("the same, weights by the root of the counts", options={"group_weight_power": 0.5}),
     "posterior-equal": Contender(

@@ -16,7 +16,7 @@ import torch
 from contenders import CONTENDERS, Policy
 from datasets import Dataset
 from policies import success_rates
-from tasks import POLICIES, TASKS, load_problems, reward
+from tasks import POLICIES, TASKS, load_problems, reward, solve_rates
 from transformers import AutoTokenizer, Qwen2ForCausalLM, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig
@@ -168,8 +168,10 @@ class Measure(TrainerCallback):
         self._started = time.process_time()
 
 
-def prompt_ids(rows: list[dict]) -> Dataset:
-    return Dataset.from_list([{name: row[name] for name in ("id", "prompt", "solutions")} for row in rows])
+def load_dataset(task: str, regime: str) -> Dataset:
+    rows = load_problems(task, regime, "train")
+    dataset = Dataset.from_list([{name: row[name] for name in ("id", "prompt", "solutions")} for row in rows])
+    return dataset.add_column("solved", solve_rates(rows, f"{task} {regime}"))
 
 
 def execute(run: Run) -> dict:
@@ -214,7 +216,7 @@ def execute(run: Run) -> dict:
             processing_class=tokenizer,
             reward_funcs=reward,
             args=args,
-            train_dataset=prompt_ids(problems),
+            train_dataset=load_dataset(run.task, run.regime),
             allocation_rule=contender.rule and contender.rule(policy),
         )
         measure = Measure(trainer, run.task, run.regime, rollouts)

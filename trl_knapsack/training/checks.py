@@ -126,6 +126,6 @@ def why_nothing_moves(
         return None
     return (
         f"The run ends within its first epoch ({batches * prompts_per_batch} prompts of {dataset_size}), and nothing is known "
-        f"of a prompt before its first visit, {so}; set look_generations, give success_state_path (`trl-knapsack probe` makes "
-        "one), or train for more epochs."
+        f"of a prompt before its first visit, {so}; set look_generations or difficulty_columns, give success_state_path "
+        "(`trl-knapsack probe` makes one), or train for more epochs."
     )

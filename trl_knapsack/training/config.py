@@ -10,6 +10,7 @@ from ..allocation.rules import RULES
 from ..errors import InvalidInputError
 from ..hub.configs import HubConfig
 from ..hub.ownership import is_personal
+from ..tracking.features import check_columns
 from ..tracking.tracker import SuccessRateTracker
 
 
@@ -50,6 +51,11 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
             Beta prior of every prompt's success rate: pseudo-counts of successes and failures.
         success_decay (`float`, *optional*, defaults to `0.85`):
             Weight that a prompt's old evidence keeps at each new visit.
+        difficulty_columns (`list[str]`, *optional*):
+            Dataset columns that say how difficult a prompt is, from which its success rate is predicted before its first
+            visit, under `allocation="posterior"`: solve rates of other models (`0.63`, `"5/8"`, `"63 %"`), scores in either
+            direction, or categories such as a topic; `"extra_info.level"` for a nested field. What they are worth is learnt
+            during the run, and what does not predict counts for nothing.
         prompt_id_column (`str`, *optional*):
             Dataset column that identifies a prompt. By default the content of the row is hashed.
         success_state_path (`str`, *optional*):
@@ -122,6 +128,13 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
     success_decay: float = field(
         default=0.85,
         metadata={"help": "Weight that a prompt's old evidence keeps at each new visit, in [0, 1]."},
+    )
+    difficulty_columns: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Dataset columns that say how difficult a prompt is (solve rates, scores, categories), from which its "
+            "success rate is predicted before its first visit. What they are worth is learnt during the run."
+        },
     )
     prompt_id_column: str | None = field(
         default=None,
@@ -212,3 +225,5 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
         if self.plot_steps < 0:
             raise InvalidInputError(f"plot_steps ({self.plot_steps}) must not be negative; set 0 for no plots.")
         SuccessRateTracker(self.success_prior, self.success_decay)  # says what is wrong with either
+        if self.difficulty_columns is not None:
+            check_columns(self.difficulty_columns)
