@@ -22,7 +22,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, get_config_model_id
 
-from ..allocation import AllocationRule, UniformRule, get_rule
+from ..allocation import AllocationRule, get_rule
 from ..allocation.looks import BatchSharing
 from ..allocation.rules import check_rule
 from ..errors import InvalidInputError
@@ -60,7 +60,7 @@ from .folder_lock import RunFolderLock
 from .progress import KnapsackProgressCallback
 from .ranks import RankAgreement, all_ranks_or_none
 from .seams import ATTRIBUTES, WORKING_TRL, check_attributes, check_seams, check_unsloth
-from .waiting import WAITING_FILE, WaitingPrompt, WaitingPrompts
+from .waiting import WAITING_FILE, WaitingPrompt, WaitingPrompts, look_and_window
 
 
 if TYPE_CHECKING:
@@ -164,6 +164,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
 
     # Set here as well as in `__init__`, for subclasses and tests that build a trainer without it.
     _prompts_are_known = False
+    _look, _window = 0, 1
     _decision: Decision | None = None  # on the generation batch under way, None outside of training
     _rewards_per_func: Any = None  # its rewards over all ranks, (R, F)
     _advantages_checked = False
@@ -222,6 +223,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             check_success_rule(args, self.reward_func_names, success_func is not None)
 
             self.allocation_rule = rule
+            self._look, self._window = look_and_window(args, rule, self._dataset_size)
             self.success_func = success_func
             self.success_tracker = SuccessRateTracker(args.success_prior, args.success_decay, difficulty)
             name = args.allocation
@@ -565,11 +567,8 @@ class KnapsackGRPOTrainer(GRPOTrainer):
 
     @property
     def _may_wait(self) -> bool:
-        """Whether prompts may wait from one generation batch to another; equal shares would gain nothing by it."""
-        args = self.args
-        return not isinstance(self.allocation_rule, UniformRule) and (
-            args.look_generations > 0 or args.allocation_window > 1
-        )
+        """Whether prompts may wait from one generation batch to another."""
+        return self._look > 0 or self._window > 1
 
     def _batch_sharing(self, prompts_per_batch: int) -> BatchSharing:
         """How generation batches of so many new prompts are shared out."""
@@ -577,8 +576,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         bounds = args.min_generations, args.max_generations
         if not self._may_wait:
             return BatchSharing(self.allocation_rule, *bounds)
-        batches = math.ceil(args.allocation_window / prompts_per_batch)
-        return BatchSharing(self.allocation_rule, *bounds, args.look_generations, batches)
+        return BatchSharing(self.allocation_rule, *bounds, self._look, math.ceil(self._window / prompts_per_batch))
 
     def _correct_advantages(
         self,
@@ -701,14 +699,18 @@ class KnapsackGRPOTrainer(GRPOTrainer):
     def _warn_if_nothing_moves(self, has_other_rule: bool) -> None:
         if not self._prompts_are_known:
             return
-        args, dataset = self.args, self.train_dataset
-        size = len(dataset) if isinstance(dataset, Sized) else None
+        args = self.args
         prompts = args.generation_batch_size // args.num_generations
         known = has_other_rule or len(self.success_tracker) > 0  # a rule of the user's own may know prompts otherwise
         known |= self.success_tracker.difficulty is not None
-        why = why_nothing_moves(args, prompts, size, args.max_steps, known, args.look_generations > 0)
+        why = why_nothing_moves(args, prompts, self._look, self._window, self._dataset_size, args.max_steps, known)
         if why is not None:
             logger.warning(why)
+
+    @property
+    def _dataset_size(self) -> int | None:
+        """Prompts of the dataset, `None` for a stream."""
+        return len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None
 
     def _warn_of_foreign_state(self, info: SuccessStateInfo | None) -> None:
         """Success rates that were kept under other keys help nobody, and nothing else would show it."""
