@@ -24,6 +24,7 @@ from trl_knapsack.evaluation import bootstrap_interval
 PAGE = HERE.parent.parent / "docs" / "results.md"
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SPENDERS = ("uniform", "posterior", "filter", "dynamic", "paper", "oracle")  # rules whose use of rollouts is shown
+PRIORS = ("size", "solve rate", "hidden state", "noise")  # kinds of features
 Cells = dict[tuple[str, str], Cell]
 
 
@@ -207,6 +208,16 @@ def looks() -> str:
     return table(["value over equal counts, %", "look", "window", "first epoch", "later"], rows)
 
 
+def priors() -> str:
+    """What features of prompts would have been worth in the first epoch, replayed on the drift of real runs."""
+    results = json.loads((RESULTS / "priors.json").read_text())
+    rows = []
+    for cell, found in results.items():
+        cells = [f"{estimate:+.2f} [{low:+.2f}, {high:+.2f}]" for estimate, low, high in (found[k] for k in PRIORS)]
+        rows.append([cell, f"{found['true rates']:+.1f}", *cells])
+    return table(["value over equal counts, %", "true rates", *PRIORS], rows)
+
+
 def tables(profile_name: str) -> dict[str, str]:
     cells, _ = load_cells(profile_name)
     return {
@@ -221,6 +232,7 @@ def tables(profile_name: str) -> dict[str, str]:
         "information": information(),
         "estimators": estimators(),
         "looks": looks(),
+        "priors": priors(),
     }
 
 
