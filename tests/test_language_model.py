@@ -89,6 +89,24 @@ def test_what_is_there_is_not_run_again_and_what_is_missing_is(smoke):
 
 
 @pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on(smoke, tmp_path):
+    import benchmark
+
+    model, profile = smoke[0] / "cache" / "smoke" / "taught", PROFILES["smoke"]
+    problems = benchmark.load_problems(profile)
+    histories = []
+    for name, lengths in (("at once", [4]), ("stopped", [3, 4])):
+        for steps in lengths:
+            trainer = benchmark.train(
+                benchmark.Run("look", "lora", 1, steps), profile, problems, model, tmp_path / name
+            )
+        assert trainer.state.global_step == 4
+        histories.append(benchmark.of_history(benchmark.RolloutHistory.load(tmp_path / name)))
+    assert histories[0] == histories[1]
+    assert len(histories[0]["effective_gradient_ratio"]) == 4
+
+
+@pytest.mark.slow
 def test_torch_compile_is_refused_without_a_gpu(tmp_path):
     done = run_benchmark(tmp_path, "--torch_compile")
     assert done.returncode == 2 and "--torch_compile is meant for a GPU, and there is none here" in done.stderr

