@@ -124,6 +124,7 @@ def train(run: Run, profile: Profile, problems: Problems, model: Path, output_di
 def execute(run: Run, profile: Profile, model: Path, output_dir: Path) -> dict:
     """Train, measure, and return what is worth keeping."""
     be_quiet()
+    torch.set_num_threads(1)  # a core each
     problems, result = load_problems(profile), {}
     if run.steps:
         started = time.perf_counter()
@@ -178,8 +179,6 @@ def be_quiet() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     disable_progress_bar()
-    if not torch.cuda.is_available():
-        torch.set_num_threads(1)
 
 
 def digest(profile: Profile) -> str:
