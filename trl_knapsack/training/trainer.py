@@ -126,8 +126,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             output_dir="outputs",
             num_generations=8,
             per_device_train_batch_size=16,
-            gradient_accumulation_steps=8,  # 128 rollouts: 16 prompts share them
-            num_train_epochs=3,  # the first is uniform, unless success rates are known
+            gradient_accumulation_steps=8,  # 128 rollouts in a generation batch
         ),
         train_dataset=load_dataset("trl-lib/DeepMath-103K", split="train[:2000]"),
     )
