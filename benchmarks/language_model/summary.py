@@ -14,8 +14,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from profiles import HERE, ROOT
-from scipy import stats
+from profiles import CONTENDERS, HERE, ROOT
 
 from trl_knapsack.evaluation import EvaluationResults, Interval, bootstrap_interval
 from trl_knapsack.evaluation.results import problem_of_line
@@ -23,13 +22,13 @@ from trl_knapsack.evaluation.results import problem_of_line
 
 sys.path.append(str(ROOT / "benchmarks" / "study"))
 
+from analysis import LEAST_SEEDS, over_seeds  # noqa: E402
 from report import table  # noqa: E402
 
 
 PAGE = ROOT / "docs" / "results.md"
 PUBLISHED = HERE / "results" / "cpu"
 MARKED = re.compile(r"(<!-- language model: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-SEEDS_FOR_T = 3  # from so many on, the interval is over seeds, and below over problems
 
 
 def tables(folder: Path) -> dict[str, str]:
@@ -54,7 +53,7 @@ def load_runs(folder: Path) -> dict[tuple[str, str, int], list[dict]]:
 
 
 def order(line: dict) -> tuple:
-    contenders = ["before", "uniform", "posterior", "look"]
+    contenders = ["before", *CONTENDERS]
     return line["weights"], line["steps"], contenders.index(line["contender"]), line["seed"]
 
 
@@ -71,11 +70,9 @@ def scores(results: list[dict], part: str) -> dict[str, np.ndarray]:
 
 def estimate(values: np.ndarray) -> Interval:
     """Mean of `values`, `(S, P)`, with 95 %: over seeds by Student's t if there are enough, else over problems by the bootstrap."""
-    if len(values) < SEEDS_FOR_T:
+    if len(values) < LEAST_SEEDS:
         return bootstrap_interval(values.mean(axis=0))
-    of_seeds = values.mean(axis=1)
-    half = stats.sem(of_seeds) * stats.t.ppf(0.975, len(of_seeds) - 1)
-    return Interval(float(of_seeds.mean()), float(of_seeds.mean() - half), float(of_seeds.mean() + half), 0.95)
+    return over_seeds(values.mean(axis=1))
 
 
 def accuracy(runs: dict[tuple[str, str, int], list[dict]]) -> str:
