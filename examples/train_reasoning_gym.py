@@ -212,7 +212,7 @@ def parse_family(text: str) -> tuple[str, dict[str, Any], float]:
 def create(text: str, name: str, options: dict[str, Any], size: int, seed: int):
     """A dataset of reasoning-gym."""
     try:
-        return reasoning_gym.create_dataset(name, **{**options, "size": size, "seed": seed})
+        return reasoning_gym.create_dataset(name, size=size, seed=seed, **options)
     except (AssertionError, TypeError, ValueError) as error:
         sys.exit(f"families: {text!r} is refused by reasoning-gym ({error}); its options are {describe(name)}.")
 

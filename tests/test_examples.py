@@ -271,6 +271,7 @@ def test_an_answer_that_the_verifier_chokes_on_is_wrong(gym_script):
         ),
         (["gcd {max_value: -3}"], r"refused by reasoning-gym \(max_value must be > min_value\); its options are "),
         (["gcd {max_value: many}"], r"refused by reasoning-gym .* its options are "),
+        (["gcd {size: 5}"], r"refused by reasoning-gym .*'size'\); its options are "),
         (["gcd 50"], r"the options in 'gcd 50' must stand in braces, for example 'gcd \{max_value: 50\}'"),
         (["gcd {max_value"], r"must stand in braces"),
         (["gcd {weight: 0}"], r"weight \(0\) in 'gcd \{weight: 0\}' must be a positive number"),
