@@ -25,7 +25,7 @@ ALLOCATION = ["tests/allocation", "tests/test_looks.py"]
 GROUPS = {
     "kernels": ("allocation/kernels.py", ALLOCATION, 40),
     "the rest of allocation": ("allocation/[!k]*.py", ALLOCATION, 110),
-    "tracker": ("tracking/tracker.py", ["tests/test_tracker.py", "tests/test_prior.py"], 40),
+    "tracker": ("tracking/tracker.py", ["tests/test_tracker.py"], 40),
     "plan": ("training/plan.py", ["tests/test_records.py"], 40),
     "advantages": ("training/advantages.py", ["tests/test_advantages.py"], 40),
     "checkpoints": (
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS))
     options = parser.parse_args()
 
-    rows, survivors = [], []
+    rows = []
     for group in options.only:
         modules, tests, number = GROUPS[group]
         with tempfile.TemporaryDirectory(prefix="mutants-") as name:
