@@ -7,7 +7,9 @@ survivors. Works on a copy of what git has committed. Needs `pip install mutmut=
 
 import argparse
 import ast
+import copy
 import difflib
+import functools
 import json
 import os
 import random
@@ -21,17 +23,20 @@ from scipy.stats import binomtest
 
 
 # Modules, the tests that are about them, and how many mutants are drawn; all of them would take hours.
-ALLOCATION = ["tests/allocation", "tests/test_looks.py"]
 GROUPS = {
-    "kernels": ("allocation/kernels.py", ALLOCATION, 40),
-    "the rest of allocation": ("allocation/[!k]*.py", ALLOCATION, 110),
+    "kernels": (
+        "allocation/kernels.py",
+        [f"tests/allocation/test_{name}.py" for name in ("costs", "exact", "kernels", "tables", "values")],
+        30,
+    ),
+    "the rest of allocation": ("allocation/[!k]*.py", ["tests/allocation"], 30),
     "tracker": ("tracking/tracker.py", ["tests/test_tracker.py"], 40),
     "plan": ("training/plan.py", ["tests/test_records.py"], 40),
     "advantages": ("training/advantages.py", ["tests/test_advantages.py"], 40),
     "checkpoints": (
         "training/checkpoints.py",
         ["tests/test_checkpoints.py", "tests/test_trainer.py::test_a_resumed_run_goes_on_as_if_it_had_not_stopped"],
-        40,
+        15,
     ),
 }
 
@@ -86,13 +91,16 @@ class WithoutMessages(ast.NodeTransformer):
         return node
 
 
+@functools.cache
+def functions(path: Path) -> dict[str, ast.FunctionDef]:
+    return {node.name: node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
+
+
 def compared(folder: Path, mutant: str) -> tuple[str, bool]:
     """What the mutant changes, and whether that is only the text of a message."""
     module, name = mutant.rsplit(".", 1)
-    tree = ast.parse((folder / "mutants" / f"{module.replace('.', '/')}.py").read_text())
-    original = name.rsplit("__mutmut_", 1)[0] + "__mutmut_orig"
-    found = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-    pair = [found[original], found[name]]
+    found = functions(folder / "mutants" / f"{module.replace('.', '/')}.py")
+    pair = [copy.deepcopy(found[of]) for of in (name.rsplit("__mutmut_", 1)[0] + "__mutmut_orig", name)]
     for node in pair:
         node.name = "f"
     before, after = (ast.unparse(node).splitlines() for node in pair)
