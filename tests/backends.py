@@ -52,7 +52,8 @@ def text(prompt):
 
 def config(tmp_path, **changes):
     """Eight prompts: all of them in every generation batch, so that groups are unequal from the second one."""
-    return KnapsackGRPOConfig(**options(tmp_path, prompt_id_column="name", **{"max_steps": 3, **changes}))
+    changes = {"max_steps": 3, "look_generations": 0, "allocation_window": 1, **changes}
+    return KnapsackGRPOConfig(**options(tmp_path, prompt_id_column="name", **changes))
 
 
 def run(model, args, *, rewards, dataset, trainer_class=Watched, **kwargs):

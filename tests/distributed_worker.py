@@ -125,7 +125,7 @@ def main(model: str, out: Path, runs: dict) -> None:
                 out / name,
                 seen,
                 run["trainer"],
-                tiny.prompts(kinds=run.get("kinds", "eeem")).select(run.get("rows", range(32))),
+                tiny.prompts(kinds=run.get("kinds", "eeem"), solve_rates=True).select(run.get("rows", range(32))),
                 run.get("resume"),
                 run.get("changes", {}) | run.get("more", {}),
                 run.get("rng_state_fails", False),

@@ -57,9 +57,15 @@ class Records(TrainerCallback):
 
 
 def train(trainer_class, model, args, *, rewards=tiny.digit_reward, dataset=None, resume=None, **kwargs):
-    """Train, and return the trainer with `.gradients` and `.records` of the run."""
+    """
+    Train, and return the trainer with `.gradients` and `.records` of the run.
+
+    A run that says nothing of looks has none: most tests are about one thing, and tests of looks ask for them.
+    """
     gradients, records = Gradients(), Records()
     is_knapsack = issubclass(trainer_class, KnapsackGRPOTrainer)
+    if is_knapsack and getattr(args, "look_generations", 0) is None and args.allocation_window is None:
+        args.look_generations, args.allocation_window = 0, 1
     trainer = trainer_class(
         model=model,
         reward_funcs=rewards,

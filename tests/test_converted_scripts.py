@@ -152,9 +152,8 @@ def test_examples(run, tmp_path, kind):
     before = run(script, *arguments)
     after = run(converted(script), *arguments)
     assert "knapsack/unseen" not in before[0]
-    assert [entry["knapsack/unseen"] for entry in after[:3]] == [1.0, 1.0, 0.0]
-    # Nothing is known in the first epoch, so it is plain GRPO; then budgets differ.
+    assert [entry["knapsack/unseen"] for entry in after[:3]] == [1.0, 0.5, 0.0]
+    # Nothing is known in the first batch, so it is plain GRPO; then budgets differ.
     own = {name for name in before[0] if "time" not in name}
-    for step in range(2):
-        assert {name: after[step][name] for name in own} == {name: before[step][name] for name in own}
-    assert after[2]["knapsack/generations/max"] > 8
+    assert {name: after[0][name] for name in own} == {name: before[0][name] for name in own}
+    assert max(entry["knapsack/generations/max"] for entry in after[1:3]) > 8

@@ -68,6 +68,16 @@ RESUMED = {  # stop, settings
             max_steps=12,
         ),
     ),
+    "columns": (
+        9,
+        dict(
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=2,
+            look_generations=2,
+            difficulty_columns=["about.solved"],
+            max_steps=12,
+        ),
+    ),
     "within_window": (
         19,
         dict(per_device_train_batch_size=4, gradient_accumulation_steps=1, steps_per_generation=2, max_steps=24),

@@ -38,6 +38,7 @@ def test_a_batch_by_hand(tmp_path):
         "beta": [0.5, 8.5, 2.5, 0.5, 0.5],
         "last_rate": [1.0, 0.0, 0.5, None, None],
         "visits": [1, 1, 3, 0, 0],
+        "predicted": [0, 0, 0, 0, 0],
         "looks": [0, 0, 0, 0, 0],
         "before": [0, 0, 0, 0, 0],
     }

@@ -14,8 +14,8 @@ from datasets import Dataset
 from PIL import Image
 from runs import options, train
 
-from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer, RolloutHistory
-from trl_knapsack.training.waiting import WAITING_FILE, WaitingPrompt, WaitingPrompts
+from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer, RolloutHistory, get_rule
+from trl_knapsack.training.waiting import WAITING_FILE, WaitingPrompt, WaitingPrompts, look_and_window
 
 
 @pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
@@ -209,3 +209,57 @@ def test_rows_of_another_dataset_are_refused(tmp_path):
     WaitingPrompts((of({"prompt": "1", "id": "a"}, key="b"),)).save(tmp_path)
     with pytest.raises(ValueError, match="another key than this run would give it"):
         WaitingPrompts.load(tmp_path, "id")
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "expected"),
+    [
+        ({}, 2000, (3, 64)),
+        ({}, 40, (3, 10)),
+        ({}, None, (3, 64)),  # a stream
+        ({"num_generations": 16, "per_device_train_batch_size": 16}, 2000, (3, 64)),
+        ({"num_generations": 4}, 2000, (2, 64)),
+        ({"num_generations": 2, "min_generations": 2}, 2000, (0, 1)),  # all of it would be a look
+        ({"max_generations": 8}, 2000, (0, 1)),  # the bounds leave no choice
+        ({"min_generations": 8}, 2000, (0, 1)),
+        ({"allocation": "paper"}, 2000, (0, 1)),
+        ({"allocation": "filter"}, 2000, (0, 1)),
+        ({"allocation": "uniform"}, 2000, (0, 1)),
+        ({"look_generations": 0}, 2000, (0, 64)),
+        ({"allocation_window": 1}, 2000, (3, 1)),
+        ({"allocation": "filter", "look_generations": 4}, 2000, (4, 1)),
+        ({"allocation": "uniform", "look_generations": 4, "allocation_window": 9}, 2000, (0, 1)),
+    ],
+)
+def test_who_looks_by_default(tmp_path, changes, size, expected):
+    arguments = {"num_generations": 8, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+    args = KnapsackGRPOConfig(**options(tmp_path, **arguments | changes))
+    assert look_and_window(args, get_rule(args.allocation), size) == expected
+
+
+def test_a_rule_of_ones_own_decides_whole_visits_by_default(model, tmp_path):
+    seen = []
+
+    def rule(evidence, budget, min_generations, max_generations):
+        seen.append(min_generations)
+        return get_rule("posterior")(evidence, budget, min_generations, max_generations)
+
+    args = KnapsackGRPOConfig(**options(tmp_path, max_steps=2))
+    trainer = KnapsackGRPOTrainer(model, tiny.digit_reward, args, tiny.prompts(), allocation_rule=rule)
+    trainer.train()
+    assert seen == [2, 2]
+
+
+def test_the_defaults_move_rollouts_in_the_first_epoch_whatever_a_batch_holds(model, tmp_path):
+    """As a user would begin: TRL's own batch size of 8, one prompt of 8 generations, and nothing said of looks."""
+    arguments = dict(per_device_train_batch_size=8, gradient_accumulation_steps=1, num_generations=8, max_steps=64)
+    args = KnapsackGRPOConfig(**options(tmp_path, **arguments))
+    trainer = KnapsackGRPOTrainer(model, tiny.digit_reward, args, tiny.prompts(64))
+    trainer.train()
+    history = RolloutHistory.load(tmp_path)
+    assert trainer.state.epoch == 1
+    assert (history.per_batch(history.counts) == 8).all()
+    left = history.generations[history.decided]
+    assert left.min() < 8 < left.max()
+    looks = history.counts[history.looks]
+    assert (looks[-20:] == 3).all()

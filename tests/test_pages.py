@@ -21,6 +21,7 @@ from trl import GRPOConfig
 import trl_knapsack
 from trl_knapsack import KnapsackGRPOConfig
 from trl_knapsack.cli import build_parser, main
+from trl_knapsack.tracking import DifficultyPrior
 
 
 PAGES = [
@@ -168,4 +169,6 @@ def test_every_metric_is_described():
         said |= {first, *(first.rsplit("/", 1)[0] + other for other in others)}
     record = record_by_hand()
     after_a_look = replace(record, before=np.ones(len(record.keys), dtype=np.int64))
-    assert said == record.metrics().keys() | after_a_look.metrics().keys()
+    prior = DifficultyPrior(["level"])
+    prior.observe(prior.features([{"level": 1}, {"level": 2}]), np.array([1, 3]), np.array([4, 4]))
+    assert said == record.metrics().keys() | after_a_look.metrics().keys() | prior.metrics().keys()

@@ -227,21 +227,21 @@ def test_without_features_the_base_rate_is_found():
     assert alpha[0] / (alpha + beta)[0] == pytest.approx(0.85, abs=0.05)
 
 
-def test_features_that_say_nothing_leave_the_base_rate():
-    for seed in range(5):
+def test_features_that_say_nothing_leave_the_flat_prior():
+    for seed in range(5):  # the base rate, which they say too, tells no prompt from another
         prior = taught(40, draw_batch, seed=seed, slope=0.0, base=2.0, num_features=8)
-        alpha, _ = prior.predict(np.random.default_rng(1).normal(size=(6, 8)))
-        assert prior.believed == "base rate"
-        assert len(set(alpha.tolist())) == 1
+        alpha, beta = prior.predict(np.random.default_rng(1).normal(size=(6, 8)))
+        assert prior.believed == "flat"
+        assert alpha.tolist() == beta.tolist() == [1.0] * 6
 
 
 @pytest.mark.parametrize(
     ("base", "features", "apart", "believed"),
     [
         (6.0, 6.5, 1.5, "flat"),  # a thousand to one is 6.9
-        (7.5, 13.0, 1.5, "base rate"),
+        (7.5, 13.0, 1.5, "flat"),
         (7.5, 15.0, 1.5, "features"),
-        (7.5, 15.0, 0.5, "base rate"),  # likelier, but not by what rollouts are worth
+        (7.5, 15.0, 0.5, "flat"),  # likelier, but not by what rollouts are worth
         (0.0, 7.5, 1.5, "features"),
     ],
 )

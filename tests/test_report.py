@@ -163,5 +163,5 @@ def test_a_run_in_which_nothing_moved_says_so(tmp_path):
     assert text[text.index("Decided by knowledge") + 1] == "0% of the rollouts"
     assert (
         "All counts were equal: 8 generations of each prompt, because nothing was known of a prompt before its visit; set "
-        "look_generations, give success_state_path, or train for more epochs"
+        "look_generations or difficulty_columns, give success_state_path, or train for more epochs"
     ) in text

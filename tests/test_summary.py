@@ -161,8 +161,8 @@ def test_the_closing_rows():
     }
     rows = dict(closing_rows("posterior", logs_of([8, 8], [8, 8], [0.0, 0.0]), 8))
     assert rows["decided by knowledge"] == (
-        "0% of the rollouts; all counts were equal, as nothing was known: set look_generations, give success_state_path, or "
-        "train for more epochs"
+        "0% of the rollouts; all counts were equal, as nothing was known: set look_generations or difficulty_columns, "
+        "give success_state_path, or train for more epochs"
     )
     rows = dict(closing_rows("filter", logs_of([8, 8], [8, 8], [0.0, 1.0]), 8))
     assert rows["decided by knowledge"] == "50% of the rollouts; all counts were equal"

@@ -46,14 +46,22 @@ def save_model(path: Path) -> str:
     return str(path)
 
 
-def prompts(count: int = 32, kinds: str = "ehmm") -> Dataset:
-    """Easy (always rewarded), hard (never), and medium prompts (sometimes), each with a digit and a name."""
-    return Dataset.from_dict(
-        {
-            "prompt": [f"{kinds[i % len(kinds)]}{i // 10}{i % 10}" for i in range(count)],
-            "name": [f"prompt {i}" for i in range(count)],
-        }
-    )
+SOLVE_RATES = {"e": "8/8", "m": "3/8", "h": "0/8"}
+
+
+def prompts(count: int = 32, kinds: str = "ehmm", solve_rates: bool = False) -> Dataset:
+    """
+    Easy (always rewarded), hard (never), and medium prompts (sometimes), each with a digit and a name, and with solve rates
+    as another model may have found them.
+    """
+    kinds = (kinds * count)[:count]
+    columns = {
+        "prompt": [f"{kind}{i // 10}{i % 10}" for i, kind in enumerate(kinds)],
+        "name": [f"prompt {i}" for i in range(count)],
+    }
+    if solve_rates:
+        columns["about"] = [{"solved": SOLVE_RATES[kind]} for kind in kinds]
+    return Dataset.from_dict(columns)
 
 
 def digit_reward(prompts, completions, **kwargs):

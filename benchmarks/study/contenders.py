@@ -209,25 +209,33 @@ def _conformal(**kwargs):
 
 
 UNIFORM = {"allocation": "uniform"}
+ALONE = {"look_generations": 0, "allocation_window": 1}  # each generation batch decides by earlier visits
+LOOK = {"look_generations": 3, "allocation_window": 1}
+COLUMN = {"difficulty_columns": ["solved"]}
 
-# "posterior" is the package's default.
+# "look-64" is the package's default.
 CONTENDERS = {
     "uniform": Contender("8 rollouts a prompt, plain GRPO", options=UNIFORM),
-    "posterior": Contender("knapsack under the posterior, the package's default"),
+    "posterior": Contender("knapsack under the posterior, by earlier visits alone", options=ALONE),
     "warm": Contender(
-        "the same, success rates known before from 16 completions each", trainer=Warm, lr_of="posterior"
+        "the same, success rates known before from 16 completions each", options=ALONE, trainer=Warm, lr_of="posterior"
     ),
-    "look": Contender(
-        "the same, after a look of 3 at each prompt", options={"look_generations": 3}, lr_of="posterior"
-    ),
+    "look": Contender("the same, after a look of 3 at each prompt", options=LOOK, lr_of="posterior"),
     "look-64": Contender(
-        "the same, budgets shared by 64 prompts",
+        "the same, budgets shared by 64 prompts: the package's default",
         options={"look_generations": 3, "allocation_window": 64},
         lr_of="posterior",
     ),
-    "posterior-half": Contender("the same, weights by the root of the counts", options={"group_weight_power": 0.5}),
+    "column": Contender(
+        "no look, but a column with solve rates from before training", options=COLUMN | ALONE, lr_of="posterior"
+    ),
+    "column-look": Contender("the same, and a look of 3 at each prompt", options=COLUMN | LOOK, lr_of="posterior"),
+    "posterior-half": Contender(
+        "the same, weights by the root of the counts", options=ALONE | {"group_weight_power": 0.5}
+    ),
     "posterior-equal": Contender(
-        "the same, every prompt weighs the same: exploring without weighting", options={"group_weight_power": 0.0}
+        "the same, every prompt weighs the same: exploring without weighting",
+        options=ALONE | {"group_weight_power": 0.0},
     ),
     "weights-only": Contender(
         "equal counts, the knapsack's weights: weighting without exploring",
@@ -236,7 +244,7 @@ CONTENDERS = {
     ),
     "root-shares": Contender(
         "counts in proportion to E sqrt(p (1-p)), every prompt weighs the same",
-        options={"group_weight_power": 0.0},
+        options=ALONE | {"group_weight_power": 0.0},
         rule=lambda policy: RootShares(),
         lr_of="posterior-equal",
     ),
@@ -256,10 +264,15 @@ CONTENDERS = {
     "uniform-twice": Contender(
         "16 rollouts a prompt: twice the budget", num_generations=16, budget=2.0, options=UNIFORM, lr_of="uniform-16"
     ),
-    "prior-0.5": Contender("posterior, Jeffreys' prior (0.5, 0.5)", options={"success_prior": [0.5, 0.5]}),
-    "least-4": Contender("posterior, at least 4 rollouts a prompt", options={"min_generations": 4}, lr_of="posterior"),
+    "prior-0.5": Contender("posterior, Jeffreys' prior (0.5, 0.5)", options=ALONE | {"success_prior": [0.5, 0.5]}),
+    "least-4": Contender(
+        "posterior, at least 4 rollouts a prompt", options=ALONE | {"min_generations": 4}, lr_of="posterior"
+    ),
     "mixed": Contender(
-        "posterior, value 1: chance of a mixed group", rule=lambda policy: PosteriorRule("mixed"), lr_of="posterior"
+        "posterior, value 1: chance of a mixed group",
+        options=ALONE,
+        rule=lambda policy: PosteriorRule("mixed"),
+        lr_of="posterior",
     ),
     "conformal": Contender(
         "conformal early stopping (trl-cgrpo), its calibration rollouts counted", trainer=_conformal, needs="trl_cgrpo"

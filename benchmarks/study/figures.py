@@ -17,7 +17,8 @@ COLORS = {
     "uniform": "#888888",
     "filter": "#8c6d31",
     "paper": "#d62728",
-    "posterior": "#1f77b4",
+    "posterior": "#17becf",
+    "look-64": "#1f77b4",
     "warm": "#ff7f0e",
     "oracle": "#9467bd",
 }
@@ -40,7 +41,7 @@ def learning_curves(cells: Cells) -> None:
     )
     for (task, regime), cell in cells.items():
         axis = axes[tasks.index(task), regimes.index(regime)]
-        for contender in ("uniform", "paper", "posterior", "warm", "oracle"):
+        for contender in ("uniform", "paper", "posterior", "look-64", "oracle"):
             if contender in cell.runs:
                 rollouts = cell.curve(contender, "rollouts").mean(axis=0) / 1000
                 values = cell.curve(contender, "accuracy")
@@ -58,8 +59,8 @@ def held_out_accuracy(cells: Cells) -> None:
     """The README's figure: the saturated regime alone, every task on the same scale below uniform's final accuracy."""
     labels = {
         "uniform": "plain GRPO",
-        "posterior": "budgets (default)",
-        "warm": "budgets, success rates known beforehand",
+        "posterior": "budgets by earlier visits alone",
+        "look-64": "budgets after a look (default)",
         "oracle": "budgets, true success rates (for reference)",
     }
     shown = {task: cell for (task, regime), cell in cells.items() if regime == "saturated"}
@@ -85,7 +86,7 @@ def effective_gradient_ratio(cells: Cells) -> None:
     figure, axes = plt.subplots(1, len(regimes), figsize=(3.8 * len(regimes), 3), layout="constrained", sharey=True)
     for axis, regime in zip(np.atleast_1d(axes), regimes, strict=True):
         cell = cells[TUNING_TASK, regime]
-        for contender in ("uniform", "filter", "paper", "posterior", "oracle"):
+        for contender in ("uniform", "filter", "paper", "posterior", "look-64", "oracle"):
             if contender in cell.runs:
                 values = np.mean([result["effective_gradient_ratio"] for result in cell.runs[contender]], axis=0)
                 axis.plot(np.linspace(0.05, 0.95, len(values)), values, color=COLORS[contender], label=contender)

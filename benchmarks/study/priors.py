@@ -23,7 +23,7 @@ import numpy as np
 from recordings import SEEDS, Recording, record
 from scipy import stats
 from study import RESULTS
-from tasks import NUM_TRAIN, REGIMES, TASKS, load_problems
+from tasks import NUM_TRAIN, REGIMES, TASKS, load_problems, solve_rates
 from tqdm.auto import tqdm
 
 from trl_knapsack import SuccessRateTracker, allocate
@@ -66,7 +66,8 @@ def features_of(kind: str, task: str, regime: str, recording: Recording) -> np.n
         rows = [row | size_of(task, row["prompt"]) for row in rows]
         columns = list(size_of(task, rows[0]["prompt"]))
     elif kind == "solve rate":
-        rows = [row | {"solved": f"{random.binomial(8, row['rate'])}/8"} for row in rows]
+        solved = solve_rates(rows, f"{task} {regime}")
+        rows = [row | {"solved": rate} for row, rate in zip(rows, solved, strict=True)]
         columns = ["solved"]
     else:
         rows = [row | {f"noise {i}": random.normal() for i in range(4)} for row in rows]

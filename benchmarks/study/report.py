@@ -24,6 +24,9 @@ from trl_knapsack.evaluation import bootstrap_interval
 PAGE = HERE.parent.parent / "docs" / "results.md"
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SPENDERS = ("uniform", "posterior", "filter", "dynamic", "paper", "oracle")  # rules whose use of rollouts is shown
+SOONER = ("posterior", "look", "look-64", "column", "column-look", "warm", "oracle")
+SETTINGS = {"once": "one epoch", "two": "2 prompts a batch", "four": "4 prompts a batch"}  # by profile
+PRIORS = ("size", "solve rate", "hidden state", "noise")  # kinds of features
 Cells = dict[tuple[str, str], Cell]
 
 
@@ -105,6 +108,45 @@ def share(estimate: float, low: float, high: float) -> str:
         return "not reached" if value == float("inf") else f"{value:.2f}"
 
     return f"{text(estimate)} [{text(low)}, {text(high)}]"
+
+
+def sooner(cells: Cells) -> str:
+    """
+    What is known sooner: accuracy over the run less uniform's, in points, and the rollouts to uniform's final accuracy.
+    """
+    settings = {"six epochs": {key: cell for key, cell in cells.items() if key[1] == "saturated"}}
+    for profile, label in SETTINGS.items():
+        settings[label] = load_cells(profile)[0]
+    contenders = [
+        name for name in SOONER if any(name in cell.runs for some in settings.values() for cell in some.values())
+    ]
+    rows = []
+
+    def entry(gain, share_of_rollouts: float | None, seeds: str) -> str:
+        star = "**" if gain.low > 0 or gain.high < 0 else ""
+        text = f"{star}{100 * gain.estimate:+.2f}{star} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
+        if share_of_rollouts is not None:
+            text += ", not reached" if share_of_rollouts == float("inf") else f", {share_of_rollouts:.2f}"
+        return f"{text} ({seeds})"
+
+    for label, some in settings.items():
+        for (task, _), cell in some.items():
+            row = [f"{label}, {task}"]
+            for name in contenders:
+                if name not in cell.runs:
+                    row.append("")
+                    continue
+                gain, reached = cell.over_uniform(name, "means"), cell.cost_to_reach_uniform(name)[0]
+                row.append(entry(gain, reached, str(len(cell.differences(name)))))
+            rows.append(row)
+        if len(some) > 1:
+            row = [f"{label}, mean of tasks"]
+            for name in contenders:
+                there = [cell for cell in some.values() if name in cell.runs]
+                gain = pooled_over_uniform(there, name, "means") if len(there) == len(some) else None
+                row.append("" if gain is None else entry(gain, None, "all"))
+            rows.append(row)
+    return table(["", *(f"`{name}`" for name in contenders)], rows)
 
 
 def tests(cells: Cells) -> str:
@@ -207,11 +249,22 @@ def looks() -> str:
     return table(["value over equal counts, %", "look", "window", "first epoch", "later"], rows)
 
 
+def priors() -> str:
+    """What features of prompts would have been worth in the first epoch, replayed on the drift of real runs."""
+    results = json.loads((RESULTS / "priors.json").read_text())
+    rows = []
+    for cell, found in results.items():
+        cells = [f"{estimate:+.2f} [{low:+.2f}, {high:+.2f}]" for estimate, low, high in (found[k] for k in PRIORS)]
+        rows.append([cell, f"{found['true rates']:+.1f}", *cells])
+    return table(["value over equal counts, %", "true rates", *PRIORS], rows)
+
+
 def tables(profile_name: str) -> dict[str, str]:
     cells, _ = load_cells(profile_name)
     return {
         "accuracy": accuracy(cells),
         "all-tasks": all_tasks(cells),
+        "sooner": sooner(cells),
         "cost": cost(cells),
         "cost-arithmetic": cost_arithmetic(cells),
         "cost-of-default": cost_of_default(cells),
@@ -221,6 +274,7 @@ def tables(profile_name: str) -> dict[str, str]:
         "information": information(),
         "estimators": estimators(),
         "looks": looks(),
+        "priors": priors(),
     }
 
 

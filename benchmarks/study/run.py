@@ -16,13 +16,14 @@ import torch
 from contenders import CONTENDERS, Policy
 from datasets import Dataset
 from policies import success_rates
-from tasks import POLICIES, TASKS, load_problems, reward
+from tasks import NUM_TRAIN, POLICIES, TASKS, load_problems, reward, solve_rates
 from transformers import AutoTokenizer, Qwen2ForCausalLM, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig
 
-from trl_knapsack import KnapsackGRPOConfig
+from trl_knapsack import KnapsackGRPOConfig, get_rule
 from trl_knapsack.tracking.records import difficulty
+from trl_knapsack.training.waiting import look_and_window
 
 
 PROMPTS = 18  # of a generation batch, unless the run says otherwise
@@ -69,10 +70,12 @@ def options_digest(contender: str) -> str:
     args = KnapsackGRPOConfig("unused", bf16=False, use_cpu=True, **this.options)
     inherited = {field.name for field in fields(GRPOConfig)}
     ours = {field.name: getattr(args, field.name) for field in fields(args) if field.name not in inherited}
+    ours["look_generations"], ours["allocation_window"] = look_and_window(
+        args, this.rule or get_rule(args.allocation), NUM_TRAIN
+    )
     content = {
-        "options": {
-            name: value for name, value in ours.items() if value not in (None, False, 0)
-        },  # so may grow by some
+        # what is off is left out, so that a new option makes nothing stale
+        "options": {name: value for name, value in ours.items() if value not in (None, False, 0)},
         "num_generations": this.num_generations,
         "budget": this.budget,
         "trainer": this.trainer.__name__,
@@ -168,8 +171,10 @@ class Measure(TrainerCallback):
         self._started = time.process_time()
 
 
-def prompt_ids(rows: list[dict]) -> Dataset:
-    return Dataset.from_list([{name: row[name] for name in ("id", "prompt", "solutions")} for row in rows])
+def load_dataset(task: str, regime: str) -> Dataset:
+    rows = load_problems(task, regime, "train")
+    dataset = Dataset.from_list([{name: row[name] for name in ("id", "prompt", "solutions")} for row in rows])
+    return dataset.add_column("solved", solve_rates(rows, f"{task} {regime}"))
 
 
 def execute(run: Run) -> dict:
@@ -214,7 +219,7 @@ def execute(run: Run) -> dict:
             processing_class=tokenizer,
             reward_funcs=reward,
             args=args,
-            train_dataset=prompt_ids(problems),
+            train_dataset=load_dataset(run.task, run.regime),
             allocation_rule=contender.rule and contender.rule(policy),
         )
         measure = Measure(trainer, run.task, run.regime, rollouts)

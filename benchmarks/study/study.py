@@ -103,8 +103,8 @@ SOONER = Profile(
     tuning_seeds=(),
     report_seeds=(1, 2, 3, 4, 5),
     tuned=(),
-    on_one_task=("uniform", "look", "look-64", "oracle"),
-    on_all_tasks=("uniform", "look", "look-64", "oracle"),
+    on_one_task=("uniform", "look", "look-64", "column", "column-look", "oracle"),
+    on_all_tasks=("uniform", "look", "look-64", "column", "column-look", "oracle"),
     regimes=("saturated",),
     rates_of=("full", "saturated"),
 )

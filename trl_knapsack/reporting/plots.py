@@ -90,7 +90,7 @@ def plot_counts(history: RolloutHistory) -> Figure:
     figure, axes = _figure()
     counts = history.generations
     mean = counts[history.decided].mean()
-    known = np.flatnonzero((history.visits > 0) & history.decided)
+    known = np.flatnonzero(history.known & history.decided)
     axes.axhline(mean, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.annotate(
         f"mean {mean:.3g}", (1.0, mean), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right"
@@ -135,7 +135,7 @@ def plot_budgets(history: RolloutHistory) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = _figure()
-    counts, unseen = history.generations[history.decided], (history.visits == 0)[history.decided]
+    counts, unseen = history.generations[history.decided], ~history.known[history.decided]
     width = max(1, -(-int(counts.max()) // 64))
     bins = np.arange(counts.min() - 0.5, counts.max() + width + 0.5, width)
     axes.hist(
@@ -181,7 +181,7 @@ def plot_effective_gradient_ratio(history: RolloutHistory) -> Figure:
     ):
         axes.plot(history.step, values, color=color, alpha=0.3, linewidth=0.8)
         axes.plot(history.step, _running_mean(values, window), color=color, linewidth=2, label=name)
-    mostly_known = np.flatnonzero(history.per_batch(history.visits > 0) * 2 > history.per_batch(history.visits >= 0))
+    mostly_known = np.flatnonzero(history.per_batch(history.known) * 2 > history.per_batch(history.visits >= 0))
     if mostly_known.size and mostly_known[0] > 0:
         begin = float(history.step[mostly_known[0]])
         axes.axvline(begin, color=INK, linewidth=1, linestyle=(0, (1, 2)))

@@ -28,7 +28,7 @@ KINDS = {
 }
 
 
-_REMEDY = "set look_generations, give success_state_path, or train for more epochs"
+_REMEDY = "set look_generations or difficulty_columns, give success_state_path, or train for more epochs"
 
 
 @dataclass(frozen=True, repr=False)
@@ -200,8 +200,8 @@ def of_history(history: RolloutHistory, stuck_after: int = STUCK_AFTER) -> Summa
 
 
 def known_share(history: RolloutHistory) -> float:
-    """Share of a run's rollouts that knowledge decided: at prompts scored before, by a rule that asks for it."""
-    decided = (history.visits > 0) & ~history.looks & (history.allocation != "uniform")[history.batch]
+    """Share of a run's rollouts that knowledge decided: at prompts of which anything was known, by a rule that asks."""
+    decided = history.known & ~history.looks & (history.allocation != "uniform")[history.batch]
     return float(history.counts[decided].sum() / max(history.counts.sum(), 1))
 
 
@@ -282,12 +282,13 @@ def tracker_of(history: RolloutHistory) -> SuccessRateTracker:
     groups = np.flatnonzero(history.trials > 0)
     # the first group of each visit, in the order of `by_visit`
     group = groups[np.unique(history.prompt[groups] * len(history) + history.batch[groups], return_index=True)[1]]
-    unseen = np.flatnonzero(history.visits == 0)
+    unseen = np.flatnonzero((history.visits == 0) & ~history.predicted)
     prior = SuccessRateTracker().prior
     if len(unseen):
         prior = float(history.alpha[unseen[-1]]), float(history.beta[unseen[-1]])
-    won = np.maximum(history.alpha[group] - prior[0], 0.0)  # (V,) rounded in the file, hence perhaps below 0
-    known = won + np.maximum(history.beta[group] - prior[1], 0.0)  # (V,)
+    seen = ~history.predicted[group]  # what was predicted goes when the prompt is seen again
+    won = seen * np.maximum(history.alpha[group] - prior[0], 0.0)  # (V,) rounded in the file, hence perhaps below 0
+    known = won + seen * np.maximum(history.beta[group] - prior[1], 0.0)  # (V,)
     again = np.flatnonzero(~visits["last"] & (known > 0))  # visits of known prompts, followed by another
     decay = SuccessRateTracker().decay
     if len(again):

@@ -1,5 +1,6 @@
 """What is known about each prompt: success rates, the keys they are stored under, and a run's batches on disk. NumPy only."""
 
+from .difficulty_prior import DifficultyPrior
 from .features import DifficultyColumns
 from .history import HISTORY_FILE, RolloutHistory
 from .keys import prompt_key
@@ -11,6 +12,7 @@ from .tracker import SuccessRateTracker
 
 __all__ = [
     "DifficultyColumns",
+    "DifficultyPrior",
     "HISTORY_FILE",
     "RolloutHistory",
     "RolloutRecord",

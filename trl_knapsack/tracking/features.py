@@ -56,13 +56,7 @@ class DifficultyColumns:
     """
 
     def __init__(self, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]):
-        if isinstance(columns, str) or not columns or not all(isinstance(column, str) for column in columns):
-            raise InvalidInputError(
-                f"difficulty_columns {printable(repr(columns), 80)} must be a list of column names, for example "
-                "['solve_rate']."
-            )
-        if len(set(columns)) != len(columns):
-            raise InvalidInputError(f"difficulty_columns {list(columns)} names a column twice; name each once.")
+        check_columns(columns)
         values: dict[str, list] = {column: [] for column in columns}
         count = 0
         for row in rows:
@@ -142,6 +136,40 @@ class DifficultyColumns:
                 )
             columns._readers[str(column)] = (kind, scales)
         return columns
+
+
+def check_columns(columns: Any) -> None:
+    """
+    Refuse what are no names of columns, or the same twice.
+
+    Raises:
+        `ValueError`: in one sentence.
+    """
+    if isinstance(columns, str) or not columns or not all(isinstance(column, str) for column in columns):
+        raise InvalidInputError(
+            f"difficulty_columns {printable(repr(columns), 80)} must be a list of column names, for example "
+            "['solve_rate']."
+        )
+    if len(set(columns)) != len(columns):
+        raise InvalidInputError(f"difficulty_columns {list(columns)} names a column twice; name each once.")
+
+
+def roots_of(columns: Sequence[str], dataset: Any) -> list[str]:
+    """
+    Columns of a dataset that hold these: the first part of those that are nested.
+
+    Raises:
+        `ValueError`: if the dataset has no such column.
+    """
+    there = getattr(dataset, "column_names", None)  # None for a stream that does not know
+    roots = {column: column if column in (there or ()) else column.split(".")[0] for column in columns}
+    absent = [root for root in roots.values() if there is not None and root not in there]
+    if absent:
+        raise InvalidInputError(
+            f"difficulty column {printable(absent[0], 80)!r} is not a column of train_dataset, which has {there}; name one "
+            "of those."
+        )
+    return list(dict.fromkeys(roots.values()))
 
 
 def _field(row: Mapping[str, Any], column: str) -> Any:

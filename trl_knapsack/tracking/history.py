@@ -39,6 +39,7 @@ _PER_PROMPT = {
     "beta": (np.float64, 0, math.inf),
     "last_rate": (np.float64, 0, 1),
     "visits": (np.int64, 0, MAX_COUNT),
+    "predicted": (np.bool_, 0, 1),
     "looks": (np.bool_, 0, 1),
     "before": (np.int64, 0, MAX_COUNT),
 }
@@ -67,6 +68,7 @@ class RolloutHistory:
         alpha, beta (`(N,)`): Beta posterior of the success rate *before* the rollouts, prior included.
         last_rate (`(N,)`): Success rate at the visit before, NaN if never scored.
         visits (`(N,)`, int64): Scored visits before; 0 means unseen.
+        predicted (`(N,)`, bool): Whether the success rate was predicted from difficulty columns.
         looks (`(N,)`, bool): Whether the rollouts are a first look (`look_generations`), whose rest comes later.
         before (`(N,)`, int64): Rollouts that the prompt got earlier in the same visit.
 
@@ -99,6 +101,7 @@ class RolloutHistory:
     beta: np.ndarray
     last_rate: np.ndarray
     visits: np.ndarray
+    predicted: np.ndarray
     looks: np.ndarray
     before: np.ndarray
 
@@ -124,6 +127,11 @@ class RolloutHistory:
             "tokens": f"{self.tokens.sum():,}",
             "effective gradient ratio": f"{ratio[0]:.2f} at first, {ratio[-1]:.2f} at last",
         }
+
+    @property
+    def known(self) -> np.ndarray:
+        """Whether anything told the group's prompt from others, `(N,)`: an earlier visit, its look, or a prediction."""
+        return (self.visits > 0) | self.predicted
 
     @property
     def decided(self) -> np.ndarray:
@@ -293,6 +301,7 @@ class HistoryWriter:
             "beta": evidence.beta,
             "last_rate": evidence.last_rate,
             "visits": evidence.visits,
+            "predicted": record.predicted,
             "looks": record.looks,
             "before": record.before,
         }
@@ -346,7 +355,7 @@ def _arrays_of(line: dict[str, Any], index: dict[str, int]) -> dict[str, Any]:
     keys = line["keys"]
     if not isinstance(keys, list) or not keys or not set(map(type, keys)) <= {str}:
         raise InvalidInputError("keys must be a list of text")
-    line = {"looks": [0] * len(keys), "before": [0] * len(keys)} | line  # a run without looks may leave them out
+    line = {name: [0] * len(keys) for name in ("predicted", "looks", "before")} | line  # what a run has none of
     for name, rule in _PER_PROMPT.items():
         arrays[name] = _checked(name, line[name], *rule)
         if len(arrays[name]) != len(keys):

@@ -39,8 +39,9 @@ class SuccessPrior:
     """
     Expected success rates of prompts, from features that are known before a rollout, and how far to believe them.
 
-    Each prediction is scored on outcomes that it did not know. Only what the scores bear out is used: the features, the
-    base rate of all prompts, or neither. In the last case the prior is `flat`, to the bit. It is for a prompt's
+    Each prediction is scored on outcomes that it did not know. Only what the scores bear out is used: features that predict
+    better than the base rate of all prompts does, else the prior is `flat`, to the bit. Without features it is the base rate
+    that has to predict; beside them it is not used alone, since it tells no prompt from another. The prior is for a prompt's
     first visit: in a replay, adding it to older evidence of the prompt's own gained nothing and lost where nearly all are
     solved (`benchmarks/study/priors.py --beside`).
 
@@ -52,7 +53,7 @@ class SuccessPrior:
 
     Attributes:
         kappa (`float`): How many rollouts the prediction is worth. 0 means the flat prior.
-        believed (`str`): What prompts are predicted by: `"features"`, `"base rate"` or `"flat"`.
+        believed (`str`): What prompts are predicted by: `"features"`, `"base rate"` where there are none, or `"flat"`.
         gain (`float`): Log-likelihood of the predictions that were given over that of the flat prior, per rollout. NaN at
             first.
 
@@ -234,7 +235,7 @@ class SuccessPrior:
             best = int(np.argmax(likelihood[which]))
             if likelihood[which, best] > enough and (which == 0 or told_apart[which, best]):
                 believed, enough = (which, best), likelihood[which, best] + ENOUGH
-        return believed
+        return believed if believed[0] == len(self._regressions) - 1 else (0, 0)
 
     def _gain(self, expected: np.ndarray, observed: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """

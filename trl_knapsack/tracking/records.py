@@ -29,6 +29,7 @@ class RolloutRecord:
         before (`np.ndarray` of shape `(P,)`): Rollouts that each prompt got earlier in the same visit: its look.
         successes_before, trials_before (`np.ndarray` of shape `(P,)`): Those of them that succeeded, and were scored.
         look_age (`np.ndarray` of shape `(P,)`): Generation batches since the prompt came.
+        predicted (`np.ndarray` of shape `(P,)`, bool): Whose success rate was predicted from difficulty columns.
     """
 
     evidence: Evidence
@@ -45,11 +46,13 @@ class RolloutRecord:
     successes_before: np.ndarray = None  # type: ignore[assignment]
     trials_before: np.ndarray = None  # type: ignore[assignment]
     look_age: np.ndarray = None  # type: ignore[assignment]
+    predicted: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self):
-        for name in ("looks", "before", "successes_before", "trials_before", "look_age"):
+        for name in ("looks", "before", "successes_before", "trials_before", "look_age", "predicted"):
             if getattr(self, name) is None:
-                object.__setattr__(self, name, np.zeros(len(self.keys), bool if name == "looks" else np.int64))
+                dtype = bool if name in ("looks", "predicted") else np.int64
+                object.__setattr__(self, name, np.zeros(len(self.keys), dtype))
 
     def __repr__(self) -> str:
         counts = self.allocation.counts
@@ -74,6 +77,11 @@ class RolloutRecord:
     def effective_rollouts(self) -> int:
         """Scored rollouts in groups whose rewards vary: the ones that have a gradient."""
         return int(self.trials[self.mixed].sum())
+
+    @property
+    def known(self) -> np.ndarray:
+        """Of whom anything was known that told them from others, `(P,)`: an earlier visit, a look, or a prediction."""
+        return (self.evidence.visits > 0) | self.predicted
 
     @property
     def _decided(self) -> np.ndarray:
@@ -112,8 +120,7 @@ class RolloutRecord:
             "generations/max": counts.max(),
             **{f"difficulty/{name}": share for name, share in zip(DIFFICULTIES, classes, strict=True)},
             "unseen": (self.evidence.visits == 0).mean(),
-            "known_rollouts": self.allocation.counts[(self.evidence.visits > 0) & ~self.looks].sum()
-            / self.allocation.counts.sum(),
+            "known_rollouts": self.allocation.counts[self.known & ~self.looks].sum() / self.allocation.counts.sum(),
             "success_rate": rate[scored].mean() if scored.any() else np.nan,
             "reward": np.nanmean(self.mean_reward) if scored.any() else np.nan,
             "value_over_uniform": self.value_over_uniform(),

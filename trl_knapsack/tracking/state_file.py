@@ -27,6 +27,9 @@ FIELDS = {
     "tokens": np.float64,  # decayed count of completion tokens
 }
 
+#: Arrays of the difficulty columns, of any number and shape, have names that begin with this.
+DIFFICULTY = "difficulty."
+
 _OLD_STATE_FILE = "knapsack_state.npz"
 _FORMAT, _VERSION = "trl_knapsack.success_rates", "2"
 _TENSORS = {"key_text": np.uint8, "key_lengths": np.int32, **FIELDS}
@@ -95,7 +98,8 @@ def write_state(path: str | os.PathLike, keys: Iterable[str], arrays: dict[str, 
     Args:
         path (`str` or `os.PathLike`): The file.
         keys (`Iterable[str]` of length `P`): Prompt keys.
-        arrays (`dict[str, np.ndarray]`): One of shape `(P,)` for each of [`FIELDS`].
+        arrays (`dict[str, np.ndarray]`):
+            One of shape `(P,)` for each of [`FIELDS`], and those whose names begin with [`DIFFICULTY`].
 
     Raises:
         `OSError`: if it can't be written; what was there before is still there.
@@ -106,6 +110,7 @@ def write_state(path: str | os.PathLike, keys: Iterable[str], arrays: dict[str, 
         "key_text": np.frombuffer(text, dtype=np.uint8),  # (bytes of all keys,)
         "key_lengths": np.fromiter(map(len, keys), np.int32, len(keys)),  # (P,) in characters
         **{name: np.ascontiguousarray(arrays[name], dtype) for name, dtype in FIELDS.items()},
+        **{name: np.ascontiguousarray(array) for name, array in arrays.items() if name.startswith(DIFFICULTY)},
     }
     about = {"format": _FORMAT, "version": _VERSION, "digest": _digest(tensors)}
     content = safetensors.numpy.save(tensors, about)
@@ -129,7 +134,8 @@ def read_state(path: str | os.PathLike) -> tuple[dict[str, int], dict[str, np.nd
     returned shares no memory with it.
 
     Returns:
-        `tuple[dict[str, int], dict[str, np.ndarray]]`: as of [`checked_state`].
+        `tuple[dict[str, int], dict[str, np.ndarray]]`: as of [`checked_state`], and the arrays of the difficulty columns
+        as they are in the file.
 
     Raises:
         `MissingFileError` (a `FileNotFoundError`): if there is no such file.
@@ -148,7 +154,10 @@ def read_state(path: str | os.PathLike) -> tuple[dict[str, int], dict[str, np.nd
         if (lengths < 0).any() or lengths.sum(dtype=np.int64) != len(text):
             raise InvalidInputError("the lengths of its keys are not those of their text")
         ends = np.cumsum(lengths, dtype=np.int64).tolist()
-        return checked_state([text[start:end] for start, end in zip([0, *ends], ends, strict=False)], tensors)
+        keys = [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        difficulty = {name: tensors.pop(name) for name in list(tensors) if name.startswith(DIFFICULTY)}
+        index, arrays = checked_state(keys, tensors)
+        return index, arrays | difficulty
     except _Foreign as error:
         raise InvalidInputError(f"{shown} {error}") from None
     # safetensors raises errors of its own and of Python's for what it can't take
@@ -241,10 +250,12 @@ def _read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
                 f"has state version {printable(about.get('version', ''), 20)}, this trl_knapsack reads version "
                 f"{_VERSION}; install the version that wrote it."
             )
-        if set(file.keys()) != set(_TENSORS):
-            missing, unknown = sorted(set(_TENSORS) - set(file.keys())), sorted(set(file.keys()) - set(_TENSORS))
+        difficulty = sorted(name for name in file.keys() if name.startswith(DIFFICULTY))
+        there = set(file.keys()) - set(difficulty)
+        if there != set(_TENSORS):
+            missing, unknown = sorted(set(_TENSORS) - there), sorted(there - set(_TENSORS))
             raise InvalidInputError(f"it has missing fields {missing} and unknown fields {unknown}")
-        tensors = {name: np.array(file.get_tensor(name)) for name in _TENSORS}  # copies
+        tensors = {name: np.array(file.get_tensor(name)) for name in (*_TENSORS, *difficulty)}  # copies
     for name, dtype in _TENSORS.items():
         if tensors[name].dtype != dtype or tensors[name].ndim != 1:
             raise InvalidInputError(f"{name} is of {tensors[name].dtype}{tensors[name].shape}")
@@ -255,7 +266,8 @@ def _read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 def _digest(tensors: dict[str, np.ndarray]) -> str:
     digest = hashlib.blake2b(f"{_FORMAT} {_VERSION}".encode(), digest_size=16)
-    for name in _TENSORS:
+    difficulty = sorted(name for name in tensors if name.startswith(DIFFICULTY))
+    for name in (*_TENSORS, *difficulty):
         digest.update(f"{name} {tensors[name].size} ".encode())
         digest.update(tensors[name].data)
     return digest.hexdigest()

@@ -11,7 +11,8 @@ from .._notebook import html_table
 from ..allocation.difficulty import DIFFICULTIES, difficulty
 from ..allocation.evidence import Evidence
 from ..errors import InvalidInputError
-from .state_file import FIELDS, MAX_COUNT, checked_state, read_state, write_state
+from .difficulty_prior import DifficultyPrior
+from .state_file import DIFFICULTY, FIELDS, MAX_COUNT, checked_state, read_state, write_state
 from .text import printable
 
 
@@ -28,6 +29,8 @@ class SuccessRateTracker:
             Beta prior of a prompt's success rate (successes, failures). The default takes every rate for equally likely.
         decay (`float`, *optional*, defaults to `0.85`):
             Weight that old evidence keeps at each new visit, in `[0, 1]`. 0 keeps only the newest visit.
+        difficulty ([`DifficultyPrior`], *optional*):
+            What columns of the dataset say of prompts that were not visited yet. It learns as visits are observed.
 
     Example:
 
@@ -42,7 +45,9 @@ class SuccessRateTracker:
     ```
     """
 
-    def __init__(self, prior: Sequence[float] = (1.0, 1.0), decay: float = 0.85):
+    def __init__(
+        self, prior: Sequence[float] = (1.0, 1.0), decay: float = 0.85, difficulty: DifficultyPrior | None = None
+    ):
         try:
             successes, failures = (float(x) for x in prior)
         except (TypeError, ValueError):  # not two, or no numbers
@@ -53,6 +58,7 @@ class SuccessRateTracker:
             raise InvalidInputError(f"success_decay ({decay}) must lie in [0, 1], for example 0.85.")
         self.prior = (successes, failures)
         self.decay = float(decay)
+        self.difficulty = difficulty
         self._index: dict[str, int] = {}
         self._arrays = {name: np.empty(0, dtype) for name, dtype in FIELDS.items()}
 
@@ -96,6 +102,7 @@ class SuccessRateTracker:
         rollouts: ArrayLike | None = None,
         tokens: ArrayLike | None = None,
         earlier: tuple[ArrayLike, ArrayLike] | None = None,
+        features: np.ndarray | None = None,
     ) -> None:
         """
         Add one visit of each prompt. Two entries of one key are one visit, merged.
@@ -109,6 +116,8 @@ class SuccessRateTracker:
             earlier (`tuple[(P,), (P,)]`, *optional*):
                 Successes and trials of the same visit that were observed already. Where there were trials, the visit
                 goes on, and what is known does not age again.
+            features (`(P, D)`, *optional*):
+                Features of the prompts, for `difficulty` to learn from. It learns from the beginning of each visit.
         """
         successes, trials = (np.asarray(x, dtype=np.float64) for x in (successes, trials))
         rollouts = trials if rollouts is None else np.asarray(rollouts, dtype=np.float64)
@@ -138,6 +147,10 @@ class SuccessRateTracker:
                     f"Key {printable(repr(key), 80)} is a {type(key).__name__}, but keys are text; give str(key) of each."
                 )
 
+        if self.difficulty is not None and features is not None:
+            first = tried_before == 0
+            self.difficulty.observe(features[first], successes[first], trials[first])
+
         rows = self._rows_of(keys)
         visited, slot = np.unique(rows, return_inverse=True)
         begins = (trials > 0) & (tried_before == 0)
@@ -159,12 +172,17 @@ class SuccessRateTracker:
             self._arrays["rollouts"][visited] = keep * self._arrays["rollouts"][visited] + rollouts
             self._arrays["tokens"][visited] = keep * self._arrays["tokens"][visited] + tokens
 
-    def evidence(self, keys: Sequence[str]) -> Evidence:
+    def evidence(
+        self, keys: Sequence[str], features: np.ndarray | None = None, goes_on: np.ndarray | None = None
+    ) -> Evidence:
         """
         What is known of these prompts; unseen ones get the prior. Does not change the tracker.
 
         Args:
             keys (`Sequence[str]` of length `P`): Prompt keys, in any order, repeated or not.
+            features (`(P, D)`, *optional*):
+                Their features. What `difficulty` predicts from them takes the place of the prior at a prompt's first visit.
+            goes_on (`(P,)`, bool, *optional*): Whose newest visit is not over: they were looked at.
 
         Returns:
             [`Evidence`]
@@ -177,13 +195,20 @@ class SuccessRateTracker:
             values[known] = self._arrays[name][rows[known]]
             return values
 
-        rollouts = take("rollouts", 0.0)
+        rollouts, visits = take("rollouts", 0.0), take("visits", 0)
+        prior: Any = self.prior  # (successes, failures), of all or of each
+        if self.difficulty is not None and features is not None:
+            first = visits <= (0 if goes_on is None else goes_on)
+            prior = (
+                np.where(first, p, flat) for p, flat in zip(self.difficulty.predict(features), prior, strict=True)
+            )
+        successes, failures = prior
         return Evidence(
             keys=tuple(keys),
-            alpha=take("successes", 0.0) + self.prior[0],
-            beta=take("failures", 0.0) + self.prior[1],
+            alpha=take("successes", 0.0) + successes,
+            beta=take("failures", 0.0) + failures,
             last_rate=take("last_rate", np.nan),
-            visits=take("visits", 0),
+            visits=visits,
             # Where next to nothing is left of the count, the ratio is noise, and may be infinite.
             mean_length=np.divide(
                 take("tokens", 0.0), rollouts, out=np.full(len(rows), np.nan), where=rollouts > 1e-9
@@ -191,8 +216,16 @@ class SuccessRateTracker:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that was learnt: the keys and one array per field. `prior` and `decay` are the run's, not state."""
-        return {"keys": self.keys} | {name: array[: len(self)].copy() for name, array in self._arrays.items()}
+        """
+        Everything that was learnt: the keys, one array per field, and those of `difficulty` under names that begin with
+        `"difficulty."`. `prior` and `decay` are the run's, not state.
+        """
+        arrays = {name: array[: len(self)].copy() for name, array in self._arrays.items()}
+        return {"keys": self.keys} | arrays | self._difficulty_state()
+
+    def _difficulty_state(self) -> dict[str, np.ndarray]:
+        state = {} if self.difficulty is None else self.difficulty.state_dict()
+        return {f"{DIFFICULTY}{name}": array for name, array in state.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """
@@ -202,6 +235,9 @@ class SuccessRateTracker:
             `ValueError`: if a field is missing, unknown, of the wrong length or out of its range, or a key is repeated.
         """
         expected = {"keys", *FIELDS}
+        state, difficulty = dict(state), {}
+        for name in [name for name in state if name.startswith(DIFFICULTY)]:
+            difficulty[name.removeprefix(DIFFICULTY)] = state.pop(name)
         if set(state) != expected:
             missing, unknown = sorted(expected - set(state)), sorted(set(state) - expected)
             raise InvalidInputError(f"success-rate state has missing fields {missing} and unknown fields {unknown}.")
@@ -211,7 +247,14 @@ class SuccessRateTracker:
                 arrays[name] = np.array(state[name], dtype=dtype)
             except (TypeError, ValueError, OverflowError) as error:
                 raise InvalidInputError(f"success-rate state field {name!r} is no array of numbers: {error}") from None
-        self._index, self._arrays = checked_state(list(state["keys"]), arrays)
+        checked = checked_state(list(state["keys"]), arrays)
+        self._take(*checked, difficulty)
+
+    def _take(self, index: dict[str, int], arrays: dict[str, np.ndarray], difficulty: dict[str, np.ndarray]) -> None:
+        """All or nothing."""
+        if self.difficulty is not None:
+            self.difficulty.load_state_dict(difficulty)
+        self._index, self._arrays = index, arrays
 
     def save(self, path: str | os.PathLike) -> None:
         """
@@ -220,7 +263,8 @@ class SuccessRateTracker:
         Raises:
             `OSError`: if it can't be written; what was there before is still there.
         """
-        write_state(path, self._index, {name: array[: len(self)] for name, array in self._arrays.items()})
+        arrays = {name: array[: len(self)] for name, array in self._arrays.items()}
+        write_state(path, self._index, arrays | self._difficulty_state())
 
     def load(self, path: str | os.PathLike) -> None:
         """
@@ -230,7 +274,9 @@ class SuccessRateTracker:
             `FileNotFoundError`: if there is no such file.
             `ValueError`: naming the file, if it is truncated, damaged, foreign, or of another version.
         """
-        self._index, self._arrays = read_state(path)
+        index, arrays = read_state(path)
+        difficulty = {name.removeprefix(DIFFICULTY): arrays.pop(name) for name in list(arrays) if name not in FIELDS}
+        self._take(index, arrays, difficulty)
 
     def _rows_of(self, keys: Sequence[str]) -> np.ndarray:
         """Row of each key, `(P,)`; new keys get new rows."""

@@ -44,7 +44,7 @@ class SuccessRateCallback(TrainerCallback):
         self.allocation = allocation
         self.last_record: RolloutRecord | None = None
         self.waiting = WaitingPrompts()
-        self._pending: list[tuple[RolloutRecord, WaitingPrompts]] = []
+        self._pending: list[tuple[RolloutRecord, WaitingPrompts, np.ndarray | None]] = []
         self._history: HistoryWriter | None = None  # on the main process, while it can write
         self._before_search: dict | None = None  # what a hyperparameter search begins each trial with
 
@@ -61,13 +61,18 @@ class SuccessRateCallback(TrainerCallback):
             self._history = HistoryWriter(os.path.join(self.run_folder(), HISTORY_FILE))
             self._write(lambda history: history.begin(state.global_step))
 
-    def record(self, record: RolloutRecord, waiting: WaitingPrompts) -> None:
+    def record(self, record: RolloutRecord, waiting: WaitingPrompts, features: np.ndarray | None = None) -> None:
         """
         Take note of a generation batch, and of who waits after it; both count from the end of the step on, or from the
         next batch.
+
+        Args:
+            record ([`RolloutRecord`]): The batch.
+            waiting ([`WaitingPrompts`]): Who waits after it.
+            features (`(P, D)`, *optional*): What the difficulty columns say of its prompts.
         """
         self.last_record = record
-        self._pending.append((record, waiting))
+        self._pending.append((record, waiting, features))
 
     def on_step_end(self, args, state, control, **kwargs):
         self.learn(state.global_step, state.epoch)
@@ -80,7 +85,7 @@ class SuccessRateCallback(TrainerCallback):
             step (`int`): Optimizer step that they belong to, from 1.
             epoch (`float`, *optional*): Passes over the dataset.
         """
-        for record, waiting in self._pending:
+        for record, waiting, features in self._pending:
             self.waiting = waiting
             self.tracker.observe(
                 record.keys,
@@ -89,8 +94,9 @@ class SuccessRateCallback(TrainerCallback):
                 rollouts=record.allocation.counts,
                 tokens=record.tokens,
                 earlier=(record.successes_before, record.trials_before),
+                features=features,
             )
-        for record, _ in self._pending:
+        for record, *_ in self._pending:
             self._write(lambda history, record=record: history.append(record, step, epoch or 0.0, self.allocation))
         self._pending.clear()
 

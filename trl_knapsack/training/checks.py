@@ -81,10 +81,11 @@ def likely_success_func(reward_func_names: Sequence[str]) -> str | None:
 def why_nothing_moves(
     args: KnapsackGRPOConfig,
     prompts_per_batch: int,
+    look: int,
+    window: int,
     dataset_size: int | None,
     steps: int,
     anything_known: bool,
-    looks: bool,
 ) -> str | None:
     """
     Why a run will give every prompt the same number of generations, though it was not asked to.
@@ -92,10 +93,13 @@ def why_nothing_moves(
     Args:
         args ([`KnapsackGRPOConfig`]): Options of the run.
         prompts_per_batch (`int`): Prompts of a generation batch.
+        look (`int`): Rollouts of a first look, 0 for none.
+        window (`int`): Prompts that share a budget at least.
         dataset_size (`int` or `None`): Prompts of the dataset; `None` for a stream, of which nobody knows when it begins anew.
         steps (`int`): Optimizer steps of the run; negative for as many as `num_train_epochs` makes.
-        anything_known (`bool`): Whether there are success rates to begin with, or a rule that knows otherwise.
-        looks (`bool`): Whether new prompts get a look.
+        anything_known (`bool`):
+            Whether anything is known of a new prompt: there are success rates to begin with, columns, or a rule that knows
+            otherwise.
 
     Returns:
         `str` or `None`: a sentence with the reason and what to do about it; `None` if rollouts can move.
@@ -107,25 +111,32 @@ def why_nothing_moves(
     for name, remedy in (("min_generations", "lower it"), ("max_generations", "raise it")):
         if getattr(args, name) == generations:
             return f"{name} ({generations}) is num_generations, {so}; {remedy}."
-    if max(prompts_per_batch, args.allocation_window) == 1:
+    if max(prompts_per_batch, window) == 1:
         return (
             f"A generation batch holds one prompt (generation_batch_size {args.generation_batch_size} / num_generations "
             f"{generations}), which shares its rollouts with no other, {so}; raise per_device_train_batch_size or "
             "gradient_accumulation_steps, or set allocation_window, for example to 64."
         )
-    if anything_known or looks or dataset_size is None:
-        return None
-    epoch = dataset_size // prompts_per_batch  # generation batches; TRL's sampler leaves out what does not fill one
+    if dataset_size is None and steps <= 0:
+        return None  # TRL says what is wrong
+    # generation batches of an epoch; TRL's sampler leaves out what does not fill one
+    epoch = math.inf if dataset_size is None else dataset_size // prompts_per_batch
     if steps > 0:
         batches = math.ceil(
             steps * args.gradient_accumulation_steps / (args.steps_per_generation * args.num_iterations)
         )
     else:
         batches = math.ceil(args.num_train_epochs * epoch)
-    if batches > epoch:
+    first = math.ceil(window / prompts_per_batch)  # batches until enough prompts are together
+    if (look or first > 1) and batches <= first:
+        return (
+            f"The run ends before the first budgets are decided ({batches * prompts_per_batch} prompts, of which "
+            f"{first * prompts_per_batch} are waited for), {so}; train for more steps, or lower allocation_window."
+        )
+    if anything_known or look or dataset_size is None or batches > epoch:
         return None
     return (
         f"The run ends within its first epoch ({batches * prompts_per_batch} prompts of {dataset_size}), and nothing is known "
-        f"of a prompt before its first visit, {so}; set look_generations, give success_state_path (`trl-knapsack probe` makes "
-        "one), or train for more epochs."
+        f"of a prompt before its first visit, {so}; set look_generations or difficulty_columns, give success_state_path "
+        "(`trl-knapsack probe` makes one), or train for more epochs."
     )

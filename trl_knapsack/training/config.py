@@ -10,6 +10,7 @@ from ..allocation.rules import RULES
 from ..errors import InvalidInputError
 from ..hub.configs import HubConfig
 from ..hub.ownership import is_personal
+from ..tracking.features import check_columns
 from ..tracking.tracker import SuccessRateTracker
 
 
@@ -31,12 +32,14 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
             Fewest generations of a prompt. At least 2, because a group of one has no advantage.
         max_generations (`int`, *optional*, defaults to `128`):
             Most generations of a prompt.
-        look_generations (`int`, *optional*, defaults to `0`):
-            First look at a prompt, at each visit: it gets so many generations, and waits for the rest, which the next
-            generation batch holds. 0 for no look.
-        allocation_window (`int`, *optional*, defaults to `1`):
+        look_generations (`int`, *optional*):
+            First look at a prompt, at each visit: it gets so many generations, and waits for the rest, which a later
+            generation batch holds. 0 for no look. By default 3, but at most half of `num_generations`, under
+            `allocation="posterior"`, and 0 under the other rules.
+        allocation_window (`int`, *optional*):
             Prompts that share a budget at least. Where a generation batch holds fewer, prompts wait until so many are
-            together. 1 shares the rollouts of each batch out within it.
+            together. 1 shares the rollouts of each batch out within it. By default 64, but at most a quarter of the dataset,
+            under `allocation="posterior"`, and 1 under the other rules.
         group_weight_power (`float`, *optional*, defaults to `1.0`):
             How much a prompt weighs in the loss: its number of generations to this power. 1 weighs every rollout the
             same, as TRL's losses do, so that a prompt with four times the rollouts weighs four times; 0 weighs every
@@ -50,6 +53,11 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
             Beta prior of every prompt's success rate: pseudo-counts of successes and failures.
         success_decay (`float`, *optional*, defaults to `0.85`):
             Weight that a prompt's old evidence keeps at each new visit.
+        difficulty_columns (`list[str]`, *optional*):
+            Dataset columns that say how difficult a prompt is, from which its success rate is predicted before its first
+            visit, under `allocation="posterior"`: solve rates of other models (`0.63`, `"5/8"`, `"63 %"`), scores in either
+            direction, or categories such as a topic; `"extra_info.level"` for a nested field. What they are worth is learnt
+            during the run, and what does not predict counts for nothing.
         prompt_id_column (`str`, *optional*):
             Dataset column that identifies a prompt. By default the content of the row is hashed.
         success_state_path (`str`, *optional*):
@@ -84,18 +92,20 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
         default=128,
         metadata={"help": "Most generations of a prompt."},
     )
-    look_generations: int = field(
-        default=0,
+    look_generations: int | None = field(
+        default=None,
         metadata={
-            "help": "First look at a prompt, at each visit: it gets so many generations, and waits for the rest, which the "
-            "next generation batch holds. 0 for no look."
+            "help": "First look at a prompt, at each visit: it gets so many generations, and waits for the rest, which a "
+            "later generation batch holds. 0 for no look. Default: 3, but at most half of num_generations, under "
+            "allocation='posterior'; else 0."
         },
     )
-    allocation_window: int = field(
-        default=1,
+    allocation_window: int | None = field(
+        default=None,
         metadata={
             "help": "Prompts that share a budget at least. Where a generation batch holds fewer, prompts wait until so "
-            "many are together. 1 shares the rollouts of each batch out within it."
+            "many are together. 1 shares the rollouts of each batch out within it. Default: 64, but at most a quarter of the "
+            "dataset, under allocation='posterior'; else 1."
         },
     )
     group_weight_power: float = field(
@@ -122,6 +132,13 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
     success_decay: float = field(
         default=0.85,
         metadata={"help": "Weight that a prompt's old evidence keeps at each new visit, in [0, 1]."},
+    )
+    difficulty_columns: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Dataset columns that say how difficult a prompt is (solve rates, scores, categories), from which its "
+            "success rate is predicted before its first visit. What they are worth is learnt during the run."
+        },
     )
     prompt_id_column: str | None = field(
         default=None,
@@ -191,12 +208,12 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
                 f"max_generations ({self.max_generations}) must be at least num_generations ({self.num_generations}), "
                 "the mean; raise it or lower num_generations."
             )
-        if self.look_generations != 0 and not 2 <= self.look_generations < self.num_generations:
+        if self.look_generations not in (None, 0) and not 2 <= self.look_generations < self.num_generations:
             raise InvalidInputError(
                 f"look_generations ({self.look_generations}) must be 0 or lie between 2 and num_generations - 1 "
                 f"({self.num_generations - 1}), because a look has to leave something to decide; set it to 0 for none."
             )
-        if self.allocation_window < 1:
+        if self.allocation_window is not None and self.allocation_window < 1:
             raise InvalidInputError(
                 f"allocation_window ({self.allocation_window}) must be at least 1; 1 decides each generation batch alone."
             )
@@ -212,3 +229,5 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
         if self.plot_steps < 0:
             raise InvalidInputError(f"plot_steps ({self.plot_steps}) must not be negative; set 0 for no plots.")
         SuccessRateTracker(self.success_prior, self.success_decay)  # says what is wrong with either
+        if self.difficulty_columns is not None:
+            check_columns(self.difficulty_columns)

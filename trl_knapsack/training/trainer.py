@@ -22,12 +22,14 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, get_config_model_id
 
-from ..allocation import AllocationRule, UniformRule, get_rule
+from ..allocation import AllocationRule, get_rule
 from ..allocation.looks import BatchSharing
 from ..allocation.rules import check_rule
 from ..errors import InvalidInputError
 from ..hub.cards import complete_model_card
 from ..hub.states import SuccessStateInfo, find_success_state
+from ..tracking.difficulty_prior import DifficultyPrior
+from ..tracking.features import roots_of
 from ..tracking.keys import prompt_key
 from ..tracking.records import RolloutRecord
 from ..tracking.tracker import SuccessRateTracker
@@ -58,7 +60,7 @@ from .folder_lock import RunFolderLock
 from .progress import KnapsackProgressCallback
 from .ranks import RankAgreement, all_ranks_or_none
 from .seams import ATTRIBUTES, WORKING_TRL, check_attributes, check_seams, check_unsloth
-from .waiting import WAITING_FILE, WaitingPrompt, WaitingPrompts
+from .waiting import WAITING_FILE, WaitingPrompt, WaitingPrompts, look_and_window
 
 
 if TYPE_CHECKING:
@@ -124,8 +126,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             output_dir="outputs",
             num_generations=8,
             per_device_train_batch_size=16,
-            gradient_accumulation_steps=8,  # 128 rollouts: 16 prompts share them
-            num_train_epochs=3,  # the first is uniform, unless success rates are known
+            gradient_accumulation_steps=8,  # 128 rollouts in a generation batch
         ),
         train_dataset=load_dataset("trl-lib/DeepMath-103K", split="train[:2000]"),
     )
@@ -162,6 +163,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
 
     # Set here as well as in `__init__`, for subclasses and tests that build a trainer without it.
     _prompts_are_known = False
+    _look, _window = 0, 1
     _decision: Decision | None = None  # on the generation batch under way, None outside of training
     _rewards_per_func: Any = None  # its rewards over all ranks, (R, F)
     _advantages_checked = False
@@ -212,6 +214,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             rule = get_rule(args.allocation) if allocation_rule is None else check_rule(allocation_rule)
             has_environment = kwargs.get("environment_factory") is not None
             check_train_dataset(train_dataset, args, has_environment)
+            difficulty = self._difficulty_prior(args, train_dataset)  # before the model is loaded: it may be misspelt
             if train_dataset is not None and (allocation_rule is not None or args.allocation != "uniform"):
                 check_server_seed(args)
             super().__init__(model, reward_funcs, args, train_dataset, *others, **kwargs)
@@ -219,8 +222,9 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             check_success_rule(args, self.reward_func_names, success_func is not None)
 
             self.allocation_rule = rule
+            self._look, self._window = look_and_window(args, rule, self._dataset_size)
             self.success_func = success_func
-            self.success_tracker = SuccessRateTracker(args.success_prior, args.success_decay)
+            self.success_tracker = SuccessRateTracker(args.success_prior, args.success_decay, difficulty)
             name = args.allocation
             if allocation_rule is not None:  # a function has a name of its own
                 name = getattr(rule, "__name__", type(rule).__name__)
@@ -246,6 +250,8 @@ class KnapsackGRPOTrainer(GRPOTrainer):
                 if args.success_state_path is not None:
                     path, info = find_success_state(args.success_state_path)
                     self.success_rate_callback.load(path)
+                    if difficulty is not None:
+                        difficulty.reweigh()
                     self._warn_of_foreign_state(info)
             # Without a dataset the environment owns the prompts, and all rows look alike: nothing to allocate.
             self._prompts_are_known = train_dataset is not None
@@ -288,10 +294,15 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             for row in self._gather_prompts(inputs)
         ]
         candidates = [*waiting.prompts, *new]  # (C,)
-        keys = [prompt.key for prompt in candidates]
+        features = self._features(candidates)
+        evidence = self.success_tracker.evidence(
+            [prompt.key for prompt in candidates],
+            features,
+            goes_on=np.array([prompt.trials > 0 for prompt in candidates]),
+        )
         self._decision = decide(
             self._batch_sharing(len(new)),
-            self.success_tracker.evidence(keys),
+            evidence,
             np.array([len(prompt.rewards) for prompt in candidates]),
             len(new),
             len(inputs) * self.accelerator.num_processes,
@@ -307,11 +318,14 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             output = super()._generate_and_score_completions([copy.deepcopy(prompts[i].row) for i in rank_rows])
             groups = self._correct_advantages(output, self._decision, prompts, self._rewards_per_func)
             record = self._record(output, self._decision, prompts, self._rewards_per_func, groups)
-            for name, value in record.metrics().items():
+            difficulty = self.success_tracker.difficulty
+            for name, value in (record.metrics() | (difficulty.metrics() if difficulty else {})).items():
                 self._metrics["train"][name].append(value)
             if self._may_wait:
                 waiting = waiting.after(candidates, self._decision, record, self._rewards_per_func)
-            self.success_rate_callback.record(record, waiting)
+            if features is not None:
+                features = features[self._decision.candidates]
+            self.success_rate_callback.record(record, waiting, features)
         finally:
             self._decision = self._rewards_per_func = None
         return output
@@ -334,9 +348,10 @@ class KnapsackGRPOTrainer(GRPOTrainer):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        column = self.args.prompt_id_column
-        if column is not None and column not in self._signature_columns:  # else `remove_unused_columns` drops it
-            self._signature_columns.append(column)
+        columns = [self.args.prompt_id_column, *roots_of(self.args.difficulty_columns or (), self.train_dataset)]
+        for column in columns:
+            if column is not None and column not in self._signature_columns:  # else `remove_unused_columns` drops it
+                self._signature_columns.append(column)
 
     def _get_train_sampler(self, dataset=None):
         sampler = super()._get_train_sampler(dataset)
@@ -520,6 +535,23 @@ class KnapsackGRPOTrainer(GRPOTrainer):
                 )
         return gather_object(firsts)  # only one copy of each prompt travels: images are heavy
 
+    @staticmethod
+    def _difficulty_prior(args: KnapsackGRPOConfig, dataset: Any) -> DifficultyPrior | None:
+        """The prior that learns from the difficulty columns, which are read from the whole dataset where it can be."""
+        if args.difficulty_columns is None or dataset is None or args.allocation == "uniform":
+            return None
+        prior = DifficultyPrior(args.difficulty_columns, args.success_prior)
+        if isinstance(dataset, Dataset) and dataset.format["type"] != "custom":  # else its rows are made one by one
+            rows: Any = dataset.select_columns(roots_of(args.difficulty_columns, dataset))
+            prior.read(rows)
+        return prior
+
+    def _features(self, prompts: list[WaitingPrompt]) -> np.ndarray | None:
+        """What the difficulty columns say of prompts, `(C, D)`."""
+        if self.success_tracker.difficulty is None:
+            return None
+        return self.success_tracker.difficulty.features([prompt.row for prompt in prompts])
+
     def _log_group_sizes(self, sizes: list[int]) -> None:
         """Beside each completion that is logged, how many its prompt got: one number for each row of this rank."""
         if self.log_completions:
@@ -534,11 +566,8 @@ class KnapsackGRPOTrainer(GRPOTrainer):
 
     @property
     def _may_wait(self) -> bool:
-        """Whether prompts may wait from one generation batch to another; equal shares would gain nothing by it."""
-        args = self.args
-        return not isinstance(self.allocation_rule, UniformRule) and (
-            args.look_generations > 0 or args.allocation_window > 1
-        )
+        """Whether prompts may wait from one generation batch to another."""
+        return self._look > 0 or self._window > 1
 
     def _batch_sharing(self, prompts_per_batch: int) -> BatchSharing:
         """How generation batches of so many new prompts are shared out."""
@@ -546,8 +575,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
         bounds = args.min_generations, args.max_generations
         if not self._may_wait:
             return BatchSharing(self.allocation_rule, *bounds)
-        batches = math.ceil(args.allocation_window / prompts_per_batch)
-        return BatchSharing(self.allocation_rule, *bounds, args.look_generations, batches)
+        return BatchSharing(self.allocation_rule, *bounds, self._look, math.ceil(self._window / prompts_per_batch))
 
     def _correct_advantages(
         self,
@@ -621,11 +649,19 @@ class KnapsackGRPOTrainer(GRPOTrainer):
             mixed=groups.mixed.cpu().numpy(),
             rank_imbalance=plan.imbalance(tokens),
             looks=decision.looks,
+            predicted=self._predicted(decision, prompts),
             before=np.array([len(prompt.rewards) for prompt in prompts]),
             successes_before=np.array([prompt.successes for prompt in prompts]),
             trials_before=np.array([prompt.trials for prompt in prompts]),
             look_age=np.array([self.success_rate_callback.waiting.batches - prompt.since for prompt in prompts]),
         )
+
+    def _predicted(self, decision: Decision, prompts: list[WaitingPrompt]) -> np.ndarray:
+        """Whose success rate the difficulty columns predicted, `(P,)`: prompts that had no visit but this."""
+        difficulty = self.success_tracker.difficulty
+        if difficulty is None or difficulty.believed != "features":
+            return np.zeros(len(prompts), dtype=bool)
+        return decision.evidence.visits <= np.array([prompt.trials > 0 for prompt in prompts])
 
     def _success(self, rewards_per_func: torch.Tensor) -> torch.Tensor:
         """1 where a completion succeeded, 0 where it failed, NaN where it has no reward: `(R, F) -> (R,)`."""
@@ -662,13 +698,18 @@ class KnapsackGRPOTrainer(GRPOTrainer):
     def _warn_if_nothing_moves(self, has_other_rule: bool) -> None:
         if not self._prompts_are_known:
             return
-        args, dataset = self.args, self.train_dataset
-        size = len(dataset) if isinstance(dataset, Sized) else None
+        args = self.args
         prompts = args.generation_batch_size // args.num_generations
         known = has_other_rule or len(self.success_tracker) > 0  # a rule of the user's own may know prompts otherwise
-        why = why_nothing_moves(args, prompts, size, args.max_steps, known, args.look_generations > 0)
+        known |= self.success_tracker.difficulty is not None
+        why = why_nothing_moves(args, prompts, self._look, self._window, self._dataset_size, args.max_steps, known)
         if why is not None:
             logger.warning(why)
+
+    @property
+    def _dataset_size(self) -> int | None:
+        """Prompts of the dataset, `None` for a stream."""
+        return len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None
 
     def _warn_of_foreign_state(self, info: SuccessStateInfo | None) -> None:
         """Success rates that were kept under other keys help nobody, and nothing else would show it."""
