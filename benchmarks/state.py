@@ -1,6 +1,7 @@
 """
-What the success rates of many prompts cost: the size of their file, and the time to save and to load it. A plain write to the
-disk and a plain read of the same bytes are timed beside, in turn, so that the ratios hold on a busy machine, too.
+What the success rates of many prompts cost: the size of their file, and the time to save and to load it: processor seconds,
+which other work on the machine hardly lengthens, and seconds by the clock. A plain write to the disk and a plain read of the same
+bytes are timed beside, in turn.
 
     python benchmarks/state.py
 """
@@ -35,10 +36,11 @@ def write(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+def seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """Of the processor, and by the clock."""
+    processor, clock = time.process_time(), time.perf_counter()
     work()
-    return time.perf_counter() - started
+    return time.process_time() - processor, time.perf_counter() - clock
 
 
 def main() -> None:
@@ -57,11 +59,14 @@ def main() -> None:
             times["load"].append(seconds(lambda: SuccessRateTracker().load(state)))
             times["read"].append(seconds(plain.read_bytes))
         size = state.stat().st_size
-    median = {name: statistics.median(values) for name, values in times.items()}
+    median = {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in times.items()}
     load = os.getloadavg()[0]
     print(f"{options.prompts:,} prompts: {size / 1e6:.0f} MB, {size / options.prompts:.0f} bytes a prompt")
-    print(f"save {median['save']:.2f} s, {median['save'] / median['write']:.1f} times a plain write to the disk")
-    print(f"load {median['load']:.2f} s, {median['load'] / median['read']:.1f} times a plain read")
+    for name, plain in (("save", "write"), ("load", "read")):
+        (processor, clock), (_, of_plain) = median[name], median[plain]
+        print(
+            f"{name}: {processor:.2f} s of the processor, {clock:.2f} s by the clock; a plain {plain} {of_plain:.2f} s"
+        )
     print(f"medians of {options.repeats}; {load:.1f} processes wanted one of {os.cpu_count()} processors")
 
 

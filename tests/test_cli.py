@@ -228,7 +228,14 @@ def test_text_that_is_not_ours_reaches_no_terminal_raw(run, run_folder, tmp_path
     table = tmp_path / "table.csv"
     with open(table, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(
-            [["id", "success_rate"], [HOSTILE.replace("\x00", ""), 0.5], ["=cmd()", 0.1], ["-1", 0.2]]
+            [
+                ["id", "success_rate"],
+                [HOSTILE.replace("\x00", ""), 0.5],
+                ["=cmd()", 0.1],
+                ["-1", 0.2],
+                ["+1", 0.3],
+                ["@a", 0.4],
+            ]
         )
     written = tmp_path / "counts.csv"
     for line in (
@@ -245,7 +252,8 @@ def test_text_that_is_not_ours_reaches_no_terminal_raw(run, run_folder, tmp_path
         if "--json" not in line:
             assert max(map(len, out.splitlines())) < 300
             assert r"\x1b[31mred" in out
-    assert [row[0] for row in csv.reader(written.open(newline="", encoding="utf-8"))][2:] == ["'=cmd()", "'-1"]
+    cells = [row[0] for row in csv.reader(written.open(newline="", encoding="utf-8"))]
+    assert cells[2:] == ["'=cmd()", "'-1", "'+1", "'@a"]
 
 
 def test_allocate_leaves_the_compiler_on(rates):

@@ -38,6 +38,26 @@ def test_ranks_exchange_as_many_rows_as_make_them_even():
     assert [lengths[plan.rank_rows(rank)].sum() for rank in range(3)] == [14, 14, 14]
 
 
+def test_two_rows_change_places_where_two_make_even():
+    # Whole groups first: 6 6 6 6 8 and 5 5 5 5 8. Two of 6 against two of 5 make 30 each; one of 8 against 5 makes 29 and 31.
+    plan = plan_rollouts([4, 4, 2], 2, [5.0, 6.0, 8.0])
+    assert [plan.rank_rows(rank).tolist() for rank in range(2)] == [[0, 0, 1, 1, 2], [0, 0, 1, 1, 2]]
+
+
+def test_a_group_stays_whole_where_it_fits_exactly():
+    # 6 6 6 6 | 11 11 9, then 3 and 1 1 where they fit exactly: 27 | 33 tokens, and 6 for 9 makes 30 each.
+    plan = plan_rollouts([2, 1, 1, 2, 4], 2, [1.0, 3.0, 9.0, 11.0, 6.0])
+    assert [plan.rank_rows(rank).tolist() for rank in range(2)] == [[1, 2, 4, 4, 4], [0, 0, 3, 3, 4]]
+
+
+def test_equally_long_groups_go_to_ranks_in_the_order_of_the_sampler():
+    # Ranks that may have other processors must come to one order. 4 rows to the first rank, 2 2 to the second, then in turn.
+    plan = plan_rollouts([2] * 30 + [4], 2)
+    first = [*range(2, 30, 2), 30]
+    assert plan.rank_rows(0).tolist() == np.repeat(first, [2] * 14 + [4]).tolist()
+    assert plan.rank_rows(1).tolist() == np.repeat([0, *range(1, 30, 2)], 2).tolist()
+
+
 @pytest.mark.parametrize("seed", range(50))
 def test_ranks_get_even_tokens_and_whole_groups(seed):
     rng = np.random.default_rng(seed)

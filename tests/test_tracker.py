@@ -111,6 +111,22 @@ def test_a_bad_argument_is_named(name, value, message):
         SuccessRateTracker().observe(["a", "b"], [1, 1], [2, 2], **{name: value})
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_bad_earlier_visit_is_named(place):
+    earlier = [[1.0, 1.0], [2.0, 2.0]]
+    earlier[place] = [1.0]
+    with pytest.raises(InvalidInputError, match=rf"^earlier\[{place}\] has shape \(1,\), but there are 2 keys"):
+        SuccessRateTracker().observe(["a", "b"], [1, 1], [2, 2], earlier=tuple(earlier))
+
+
+def test_state_has_the_types_of_its_file_however_it_came_to_be():
+    tracker = SuccessRateTracker()
+    for _ in range(2):
+        types = {name: values.dtype for name, values in tracker.state_dict().items() if name != "keys"}
+        assert types.pop("visits") == np.int64 and set(types.values()) == {np.dtype(np.float64)}
+        tracker.observe(["a", "b", "c"], [1, 2, 0], [3, 3, 0])
+
+
 def test_unseen_is_not_failed_and_unscored_is_not_seen():
     tracker = SuccessRateTracker()
     tracker.observe(["failed", "no reward"], successes=[0, 0], trials=[8, 0], rollouts=[8, 8], tokens=[80, 40])
@@ -491,4 +507,7 @@ def test_keys_are_text():
             ValueError, match=r"Key (7 is a int|None is a NoneType), but keys are text; give str\(key\)"
         ):
             tracker.observe(keys, [1, 0], [2, 2])
+    with pytest.raises(ValueError, match="Key .* is a bytes") as error:
+        tracker.observe([b"k" * 10_000], [1], [2])
+    assert len(str(error.value)) < 200
     assert len(tracker) == 0

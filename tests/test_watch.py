@@ -79,7 +79,7 @@ class Terminal:
         """What was sent until `text` was there, or to the end."""
         begun = time.time()
         while text is None or text not in self.sent:
-            assert time.time() < begun + 120, self.sent[-2000:]
+            assert time.time() < begun + 30, self.sent[-2000:]
             try:
                 read = os.read(self.parent, 65536)
             except OSError:  # the end of a terminal on Linux

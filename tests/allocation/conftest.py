@@ -4,7 +4,7 @@ import os
 
 import numba
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from trl_knapsack.allocation import kernels
 
@@ -17,6 +17,8 @@ settings.register_profile(
     max_examples=int(os.environ.get("ALLOCATION_EXAMPLES", 200 if COMPILED else 30)),
     deadline=None,
     derandomize=True,
+    # For mutmut it is enough that an example fails; it need not be made small.
+    phases=[p for p in Phase if p not in (Phase.shrink, Phase.explain) or "MUTANT_UNDER_TEST" not in os.environ],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("allocation")

@@ -7,7 +7,7 @@ import numpy as np
 import oracle
 import pytest
 
-from trl_knapsack.allocation import Evidence, FilterRule, PaperRule, PosteriorRule
+from trl_knapsack.allocation import Allocation, Evidence, FilterRule, PaperRule, PosteriorRule
 from trl_knapsack.allocation.looks import BatchSharing
 
 
@@ -112,3 +112,12 @@ def test_a_stream_of_prompts(per_batch, window, look):
     assert max(sizes) <= 2 * batches * per_batch
     assert max(ages) <= 2 * batches + 1
     assert sizes[-200:] == pytest.approx([window] * 200, rel=0.6, abs=2 * per_batch)
+
+
+def test_a_rule_that_takes_back_a_look_is_told_the_prompts_own_bound():
+    evidence = evidence_of([1, 1], [2, 2])
+    rule = lambda evidence, budget, low, high: Allocation(np.array([budget, 0]))  # noqa: E731
+    with pytest.raises(
+        ValueError, match=r"gave 0 rollouts to prompt 1 \(p1\), but each must get min_generations \(3\) to"
+    ):
+        BatchSharing(rule, 2, 128, look=3).share(evidence, np.array([3, 3]), num_new=0, budget=10)

@@ -60,6 +60,12 @@ def test_dp_and_exact_agree_on_rates(problem):
     assert dp.shadow_price == pytest.approx(exact.shadow_price, rel=1e-6, abs=1e-14)
 
 
+@pytest.mark.parametrize(("prompts", "budget", "counts"), [(2, 5, [3, 2]), (4, 10, [3, 3, 2, 2])])
+def test_dp_gives_what_is_left_to_the_first_of_equal_prompts(prompts, budget, counts):
+    for solver in ("dp", "exact"):
+        assert allocate([0.5] * prompts, budget, max_generations=9, solver=solver).counts.tolist() == counts
+
+
 def test_ties_in_a_table_go_to_the_fewest_rollouts_then_the_lowest_index():
     # Every rollout gains 1: of five, the first prompt does not get them all.
     table = np.tile(np.arange(7.0), (3, 1))

@@ -238,10 +238,11 @@ def check_rule(rule: Any) -> AllocationRule:
 
 
 def checked_allocation(
-    rule: AllocationRule, evidence: Evidence, budget: int, min_generations: int, max_generations: int
+    rule: AllocationRule, evidence: Evidence, budget: int, min_generations: Any, max_generations: int
 ) -> Allocation:
     """
-    What a rule answers, if that is an [`Allocation`] of the whole budget within the bounds.
+    What a rule answers, if that is an [`Allocation`] of the whole budget within the bounds. With looks `min_generations` is
+    `(P,)`: what a prompt has got already can't be taken back.
 
     Args:
         rule ([`AllocationRule`]): The rule that is asked, with the other arguments.
@@ -263,9 +264,10 @@ def checked_allocation(
     wrong = np.flatnonzero((counts < min_generations) | (counts > max_generations))
     if wrong.size:
         i = int(wrong[0])
+        least = np.broadcast_to(min_generations, counts.shape)[i]
         raise InvalidInputError(
             f"{name} gave {counts[i]} rollouts to prompt {i} ({evidence.keys[i]}), but each must get min_generations "
-            f"({min_generations}) to max_generations ({max_generations}); keep within them, or change them in the "
+            f"({least}) to max_generations ({max_generations}); keep within them, or change them in the "
             "configuration."
         )
     if counts.sum() != budget:
