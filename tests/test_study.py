@@ -4,6 +4,7 @@ import ast
 import json
 import operator
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -184,3 +185,15 @@ def test_the_page_shows_the_results():
     for match in report.MARKED.finditer(page):
         assert match[0] == match[1] + made.pop(match[2]) + match[3]
     assert not made
+
+
+@pytest.mark.parametrize("profile", ["full", "once"])
+def test_no_result_is_older_than_the_options_of_its_contender(profile, monkeypatch):
+    import analysis
+    import study
+
+    assert len(study.load_results(profile)) > 10
+    assert analysis.stale(profile) == []
+    other = CONTENDERS["look-64"].options | {"success_decay": 0.5}
+    monkeypatch.setitem(CONTENDERS, "look-64", replace(CONTENDERS["look-64"], options=other))
+    assert {"-look-64-" in name for name in analysis.stale(profile)} == {True}

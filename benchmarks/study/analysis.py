@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from contenders import CONTENDERS
+from run import options_digest
 from scipy import stats
 from study import PROFILES, Profile, choose_learning_rates, load_results, score
 
@@ -133,6 +134,12 @@ def load_cells(profile_name: str) -> tuple[dict[tuple[str, str], Cell], dict[tup
         if len(runs) >= LEAST_SEEDS:
             cells.setdefault((task, regime), Cell(task, regime, {})).runs[contender] = runs
     return {key: cell for key, cell in cells.items() if "uniform" in cell.runs}, rates
+
+
+def stale(profile_name: str) -> list[str]:
+    """Results that were made under other options than their contender has now."""
+    digests = {contender: options_digest(contender) for contender in CONTENDERS}
+    return [name for name, run in load_results(profile_name).items() if run["digest"] != digests[run["contender"]]]
 
 
 def pooled_over_uniform(cells: list[Cell], contender: str, measure: str = "scores") -> Interval:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 
 import numpy as np
-from analysis import RESAMPLES, Cell, about, load_cells, pooled_over_uniform, tuning_table
+from analysis import RESAMPLES, Cell, about, load_cells, pooled_over_uniform, stale, tuning_table
 from contenders import CONTENDERS
 from study import HERE, PROFILES, RESULTS, TUNING_TASK, load_results
 
@@ -284,6 +284,8 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
 
+    for name in stale(args.profile):
+        print(f"{name} was made under other options than its contender has now", file=sys.stderr)
     made = tables(args.profile)
     if args.profile != "full":
         for name, text in made.items():
