@@ -2,7 +2,7 @@
 A pretrained language model on tasks with verifiers: equal shares, posterior and look, with full weights and with LoRA.
 
     python benchmarks/language_model/benchmark.py --profile smoke   # seconds: the same code on a random model
-    python benchmarks/language_model/benchmark.py --profile cpu     # a few hours of two cores
+    python benchmarks/language_model/benchmark.py --profile cpu     # two to three hours of two cores, by estimate
     python benchmarks/language_model/benchmark.py --profile gpu     # one GPU, several runs beside each other
 
 It prepares the model (base_model.py), trains and measures every run of the profile, and asks how much of a prompt's success

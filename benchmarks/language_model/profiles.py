@@ -89,7 +89,7 @@ PROFILES = {
         max_completion_length=4,
         workers=1,
     ),
-    # about two hours of two cores
+    # two to three hours of two cores, by estimate
     "cpu": Profile(),
     # about twenty minutes of one H100, by estimate
     "gpu": Profile(
