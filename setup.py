@@ -13,6 +13,7 @@ EXTRAS = {
     "math": ["math-verify>=0.5.2"],
     "plots": ["matplotlib"],
     "genetic": ["pymoo"],
+    "reasoning-gym": ["reasoning-gym>=0.1.25"],  # not in dev: one of its dependencies has to be compiled
     "docs": ["sphinx", "myst-parser>=5", "furo"],
     "release": ["build", "twine"],
 }

@@ -117,8 +117,8 @@ def check_command(words: list[str]) -> None:
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert {word for word in arguments if "=" not in word} <= set(targets), words
     elif program == "pip":
-        extras = re.findall(r'^    "(\w+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE)
-        for asked in re.findall(r"(?:\.|trl-knapsack)\[([\w,]+)\]", " ".join(arguments)):
+        extras = re.findall(r'^    "([\w-]+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE)
+        for asked in re.findall(r"(?:\.|trl-knapsack)\[([\w,-]+)\]", " ".join(arguments)):
             assert set(asked.split(",")) <= {*extras, "dev"}, words
     elif program == "accelerate":
         from accelerate.commands.launch import launch_command_parser

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import re
 import runpy
 import sys
@@ -186,6 +187,115 @@ def test_scripts_say_what_they_need(script):
     )
     assert f"examples/{script.name}" in ast.get_docstring(ast.parse(text))
     assert f"[{script.name}]({script.name})" in (EXAMPLES / "README.md").read_text(encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------------ reasoning-gym
+
+
+@pytest.fixture(scope="module")
+def gym_script():
+    """The script's names, where reasoning-gym is installed."""
+    pytest.importorskip("reasoning_gym", reason='needs `pip install -e ".[reasoning-gym]"`, as `make test-slow` does')
+    return runpy.run_path(str(EXAMPLES / "train_reasoning_gym.py"))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """A random Llama that reads any text, with a chat template."""
+    sys.path.append(str(EXAMPLES.parent / "benchmarks" / "language_model"))
+    from base_model import save_tiny
+
+    path = tmp_path_factory.mktemp("llama")
+    save_tiny(path)
+    return str(path)
+
+
+@pytest.mark.slow
+def test_train_reasoning_gym(run, gym_script, llama):
+    log = run(
+        *("train_reasoning_gym", "--model_name_or_path", llama, "--max_steps", "2", "--system_prompt", "direct"),
+        *("--families", "gcd {max_value: 30}", "letter_counting {weight: 0.5}", "--num_problems", "8"),
+        *("--num_eval_problems", "4", "--eval_strategy", "steps", "--eval_steps", "2"),
+    )
+    assert [entry["step"] for entry in log if "rewards/solved/mean" in entry] == [1, 2]
+
+
+@pytest.mark.slow
+def test_problems_of_reasoning_gym_are_all_different_and_scored_by_its_verifiers(gym_script):
+    gym = gym_script["ReasoningGym"](["gcd {max_value: 20}", "gcd {max_value: 30, weight: 0.5}", "lcm"], "", seed=3)
+    train, held_out = gym.split(40, 10)
+    assert [row["family"] for row in train] == ["gcd"] * 60 + ["lcm"] * 40
+    questions = [row["prompt"][0]["content"] for row in (*train[:40], *held_out[:10])]
+    assert len(set(questions)) == 50
+    solved, scores = gym.reward(), gym.reward(partial_credit=True)
+    for row in train[:60]:
+        numbers = [int(number) for number in re.findall(r"\d+", row["prompt"][0]["content"])]
+        right = str(math.gcd(*numbers))
+        said = [
+            right,
+            f" {right}\n",
+            f"So: <answer> {right} </answer> it is",
+            f"<answer>{right}</answer>",
+            right + "0",
+            "",
+        ]
+        chat = [[{"role": "assistant", "content": text}] for text in said]
+        assert solved(said, [row["problem"]] * 6) == solved(chat, [row["problem"]] * 6) == [1, 1, 1, 1, 0, 0]
+        assert 0 < scores([right + "0"], [row["problem"]])[0] < 1
+    again = gym_script["ReasoningGym"](["lcm", "gcd {max_value: 20}"], "", seed=3).split(40)[0]
+    assert again == train[60:] + train[:40]
+    (few,) = gym.split(2, families=["lcm"])
+    assert [row["family"] for row in few] == ["lcm"] * 2
+    assert gym.reward()(["\\frac{["], [train[0]["problem"]]) == [0]
+
+
+@pytest.mark.slow
+def test_an_answer_that_the_verifier_chokes_on_is_wrong(gym_script):
+    gym = gym_script["ReasoningGym"](["prime_factorization"], "Be brief.")
+    (row,), *_ = gym.split(1)
+    assert [message["role"] for message in row["prompt"]] == ["system", "user"]
+    dataset, entry = gym._problems[row["problem"]]
+    with pytest.raises(ValueError):
+        dataset.score_answer("no numbers", entry)
+    assert gym.reward()(["no numbers", gym.answer(row["problem"])], [row["problem"]] * 2) == [0, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("families", "said"),
+    [
+        (["gdc"], r"families: 'gdc' is no family of reasoning-gym; choose from ab, acre, "),
+        (
+            ["gcd {max_valu: 3}"],
+            r"'gcd \{max_valu: 3\}' is refused by reasoning-gym .* its options are min_numbers=2, ",
+        ),
+        (["gcd {max_value: -3}"], r"refused by reasoning-gym \(max_value must be > min_value\); its options are "),
+        (["gcd {max_value: many}"], r"refused by reasoning-gym .* its options are "),
+        (["gcd {size: 5}"], r"refused by reasoning-gym .*'size'\); its options are "),
+        (["gcd 50"], r"the options in 'gcd 50' must stand in braces, for example 'gcd \{max_value: 50\}'"),
+        (["gcd {max_value"], r"must stand in braces"),
+        (["gcd {weight: 0}"], r"weight \(0\) in 'gcd \{weight: 0\}' must be a positive number"),
+        (["gcd", "gcd"], r"must name at least one, and none of them twice"),
+        ([], r"must name at least one"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_families_that_do_not_exist_are_one_sentence(gym_script, families, said):
+    with pytest.raises(SystemExit, match=said):
+        gym_script["ReasoningGym"](families, "")
+
+
+@pytest.mark.slow
+def test_a_family_with_too_few_problems_is_one_sentence(gym_script):
+    gym = gym_script["ReasoningGym"](["gcd {max_value: 3}"], "")
+    with pytest.raises(SystemExit, match=r"has only \d different problems in 401 draws, and 100 are"):
+        gym.split(100)
+
+
+def test_without_reasoning_gym_the_command_that_installs_it_is_named(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(SystemExit, match=r'which is not installed; run `pip install -e "\.\[reasoning-gym\]"'):
+        run("train_reasoning_gym", "--model_name_or_path", "unused")
 
 
 # -------------------------------------------------------------------------------------------------- tools and rewards

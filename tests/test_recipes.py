@@ -29,13 +29,17 @@ BUDGET = re.compile(
 )
 
 
-def parse(*arguments: str) -> tuple:
-    types = (
-        runpy.run_path(str(ROOT / "examples" / "train_math.py"))["MathArguments"],
-        KnapsackGRPOConfig,
-        ModelConfig,
-    )
-    return TrlParser(types).parse_args_and_config([*arguments, "--use_cpu"])
+ARGUMENTS = {"train_math": "MathArguments", "train_reasoning_gym": "ReasoningGymArguments"}
+
+
+def script_of(recipe: Path) -> str:
+    """The example that the recipe's comment launches."""
+    return "train_reasoning_gym" if recipe.name.startswith("reasoning_gym") else "train_math"
+
+
+def parse(*arguments: str, script: str = "train_math") -> tuple:
+    own = runpy.run_path(str(ROOT / "examples" / f"{script}.py"))[ARGUMENTS[script]]
+    return TrlParser((own, KnapsackGRPOConfig, ModelConfig)).parse_args_and_config([*arguments, "--use_cpu"])
 
 
 def budget(config: KnapsackGRPOConfig, processes: int) -> list[int]:
@@ -49,7 +53,7 @@ def budget(config: KnapsackGRPOConfig, processes: int) -> list[int]:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_recipes_are_options_with_the_budget_of_their_comment(recipe):
-    script, config, model = parse("--config", str(recipe))
+    script, config, model = parse("--config", str(recipe), script=script_of(recipe))
     said = [int(number) for number in BUDGET.search(recipe.read_text()).groups()]
     assert budget(config, said[0]) == said
     values = yaml.safe_load(recipe.read_text())
@@ -106,7 +110,8 @@ def test_the_commands_of_the_recipes(recipe):
     assert f"--config examples/recipes/{recipe.name}" in launch
     arguments = [str(ROOT / a) if a.startswith("examples/") else a for a in launch.split()]
     args = launch_command_parser().parse_args(arguments)
-    parse(*args.training_script_args)
+    assert args.training_script == str(ROOT / "examples" / f"{script_of(recipe)}.py")
+    parse(*args.training_script_args, script=script_of(recipe))
     if "--num_processes" in launch:
         assert args.num_processes == int(BUDGET.search(recipe.read_text())[1])
     for serve in re.findall(r"trl vllm-serve (.*)", comment):
