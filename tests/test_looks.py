@@ -15,6 +15,7 @@ from PIL import Image
 from runs import options, train
 
 from trl_knapsack import KnapsackGRPOConfig, KnapsackGRPOTrainer, RolloutHistory, get_rule
+from trl_knapsack.reporting.summary import tracker_of
 from trl_knapsack.training.waiting import WAITING_FILE, WaitingPrompt, WaitingPrompts, look_and_window
 
 
@@ -91,6 +92,30 @@ def test_a_look_and_its_rest_are_one_visit(model, tmp_path):
     assert (known.alpha + known.beta).tolist() == [2 + n for n in tried.values()]
     assert known.visits.tolist() == [1] * len(won)
     assert known.last_rate.tolist() == [won[key] / tried[key] for key in won]
+
+
+def test_the_history_of_looks_counts_visits_as_the_tracker_does(model, tmp_path):
+    args = KnapsackGRPOConfig(**options(tmp_path, look_generations=2, max_steps=14, prompt_id_column="name"))
+    trainer = train(KnapsackGRPOTrainer, model, args)
+    history, tracker = RolloutHistory.load(tmp_path), trainer.success_tracker
+    visits = history.by_visit
+    assert visits["counts"].sum() == history.counts.sum()
+    number = np.bincount(visits["prompt"], minlength=len(history.keys))
+    known = tracker.evidence(history.keys)
+    assert number.tolist() == known.visits.tolist() and number.max() > 2
+    # A prompt that the next epoch brings back while it waits has two visits at once, which nobody can tell apart.
+    at_once = {
+        key
+        for record in trainer.records
+        for key in record.keys
+        if len({before > 0 for k, before in zip(record.keys, record.before, strict=True) if k == key}) == 2
+    }
+    apart = np.array([key not in at_once for key in history.keys])
+    assert apart.mean() > 0.6
+    assert visits["success_rate"][visits["last"]][apart] == pytest.approx(known.last_rate[apart])
+    found = tracker_of(history).evidence(history.keys)
+    np.testing.assert_allclose(found.alpha[apart], known.alpha[apart], rtol=1e-4)
+    np.testing.assert_allclose(found.beta[apart], known.beta[apart], rtol=1e-4)
 
 
 def test_a_first_epoch_is_not_uniform(model, tmp_path):

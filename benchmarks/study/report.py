@@ -23,7 +23,15 @@ from trl_knapsack.evaluation import bootstrap_interval
 
 PAGE = HERE.parent.parent / "docs" / "results.md"
 MARKED = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-SPENDERS = ("uniform", "posterior", "filter", "dynamic", "paper", "oracle")  # rules whose use of rollouts is shown
+SPENDERS = (
+    "uniform",
+    "posterior",
+    "look-64",
+    "filter",
+    "dynamic",
+    "paper",
+    "oracle",
+)  # whose use of rollouts is shown
 SOONER = ("posterior", "look", "look-64", "column", "column-look", "warm", "oracle")
 SETTINGS = {"once": "one epoch", "two": "2 prompts a batch", "four": "4 prompts a batch"}  # by profile
 PRIORS = ("size", "solve rate", "hidden state", "noise")  # kinds of features
@@ -188,10 +196,9 @@ def behaviour(cells: Cells) -> str:
                             f"{cell.mean(name, 'never_solved'):.0f}",
                             f"{cell.last(name, 'pass@8'):.3f}",
                             f"{cell.last(name, 'tokens') / 1000:.0f}k",
-                            f"{cell.last(name, 'cpu_seconds'):.0f}",
                         ]
                     )
-    head = ["", "effective ratio", "mixed prompts", "largest budget", "never solved", "pass@8", "tokens", "CPU s"]
+    head = ["", "effective ratio", "mixed prompts", "largest budget", "never solved", "pass@8", "tokens"]
     return table(head, rows)
 
 

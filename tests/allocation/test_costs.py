@@ -97,3 +97,17 @@ def test_gap_is_small_on_many_prompts(share):
     # At the price that was found, weighing tokens gives a value that the limit cannot beat.
     priced = allocate(beliefs, 8000, costs=costs, cost_weight=found.cost_price)
     assert found.value - found.cost_price * found.cost <= priced.value - priced.cost_price * priced.cost + 1e-9
+
+
+def test_prompts_alike_but_for_their_tokens_take_what_the_limit_leaves():
+    """At the price where equal prompts tie, rollouts are exchanged one by one: none is lost, and none is made up."""
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        rates, costs = random.choice([0.2, 0.5], 12), random.choice([1.0, 2.0, 3.0], 12)
+        free = allocate(rates, 48, min_generations=1, max_generations=48)
+        least = costs.sum() + 36 * costs.min()
+        limit = least + (free.counts @ costs - least) * random.uniform(0.3, 0.9)
+        found = allocate(rates, 48, min_generations=1, max_generations=48, costs=costs, max_cost=limit)
+        check(found, 1, 48, 48)
+        assert found.cost == found.counts @ costs <= limit
+        assert found.gap < 0.05 * found.value

@@ -113,3 +113,9 @@ def test_peak_of_the_papers_value():
     rates = np.linspace(0, 1, 3001)
     assert rates[np.argmax(rates * (1 - rates) ** 2)] == pytest.approx(1 / 3, abs=1e-3)
     assert VALUES["knapsack"] == MixedGroupValue(1, 2)
+
+
+def test_the_next_rollouts_gain_from_a_table():
+    table = np.array([[0.0, 5.0, 8.0, 9.0, 9.5, 9.6], [0.0, 1.0, 3.0, 4.0, 4.0, 4.5]])
+    assert marginal_gains([0.5, 0.5], [1, 4], table) == pytest.approx([3.0, 0.5])
+    assert expected_values([0.5, 0.5], [1, 4], table) == pytest.approx([5.0, 4.0])

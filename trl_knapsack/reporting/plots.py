@@ -164,7 +164,7 @@ def plot_budgets(history: RolloutHistory) -> Figure:
             f"{name} {value:.3g}", (value, top), (4 if right else -4, -11 - 12 * place),
             textcoords="offset points", ha="left" if right else "right",
         )  # fmt: skip
-    axes.set(xlabel="generations of one prompt in one batch", ylabel="groups")
+    axes.set(xlabel="generations of one prompt at one visit", ylabel="groups")
     axes.set_title("Budgets")
     _legend_above(axes)
     return figure

@@ -279,13 +279,11 @@ def tracker_of(history: RolloutHistory) -> SuccessRateTracker:
     either; where there is none, the tracker's defaults.
     """
     visits = history.by_visit
-    groups = np.flatnonzero(history.trials > 0)
-    # the first group of each visit, in the order of `by_visit`
-    group = groups[np.unique(history.prompt[groups] * len(history) + history.batch[groups], return_index=True)[1]]
     unseen = np.flatnonzero((history.visits == 0) & ~history.predicted)
     prior = SuccessRateTracker().prior
     if len(unseen):
         prior = float(history.alpha[unseen[-1]]), float(history.beta[unseen[-1]])
+    group = visits["group"]
     seen = ~history.predicted[group]  # what was predicted goes when the prompt is seen again
     won = seen * np.maximum(history.alpha[group] - prior[0], 0.0)  # (V,) rounded in the file, hence perhaps below 0
     known = won + seen * np.maximum(history.beta[group] - prior[1], 0.0)  # (V,)

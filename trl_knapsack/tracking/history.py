@@ -174,13 +174,22 @@ class RolloutHistory:
     @cached_property
     def by_visit(self) -> dict[str, np.ndarray]:
         """
-        One row per visit of a prompt with a scored rollout: two groups of a prompt in one batch are one visit, and a
-        prompt's visits lie one after the other. `(V,)` each: `prompt`, `batch`, `counts`, `successes`, `trials`,
-        `success_rate`, and `first` and `last`, true at a prompt's first and last visit.
+        One row per visit of a prompt with a scored rollout: two groups of a prompt in one batch are one visit, and so are a
+        look and the rest. A prompt's visits lie one after the other. `(V,)` each: `group` (the visit's first, an index into the
+        groups), `prompt` and `batch` of that, `counts`, `successes`, `trials`, `success_rate`, and `first` and `last`, true at a prompt's first and last visit.
         """
         groups = np.flatnonzero(self.trials > 0)
-        visit, slot = np.unique(self.prompt[groups] * len(self) + self.batch[groups], return_inverse=True)
-        rows = {"prompt": visit // max(len(self), 1), "batch": visit % max(len(self), 1)}
+        groups = groups[np.lexsort((groups, self.batch[groups], self.prompt[groups]))]
+        prompt, batch = self.prompt[groups], self.batch[groups]
+        starts = np.ones(len(groups), dtype=bool)  # of the groups of a prompt in a batch
+        starts[1:] = (np.diff(prompt) > 0) | (np.diff(batch) > 0)
+        begins = np.zeros(len(groups), dtype=bool)
+        if len(groups):  # as for the tracker, a batch in which any of them begins a visit begins one
+            first = np.flatnonzero(starts)
+            begins[first] = np.minimum.reduceat(self.before[groups], first) == 0
+            begins[np.flatnonzero(np.diff(prompt, prepend=-1))] = True  # its look may have had no score
+        visit, slot = groups[begins], np.cumsum(begins) - 1
+        rows = {"group": visit, "prompt": prompt[begins], "batch": batch[begins]}
         for name in ("counts", "successes", "trials"):
             rows[name] = np.bincount(slot, weights=getattr(self, name)[groups], minlength=len(visit))
         rows["success_rate"] = rows["successes"] / rows["trials"]
