@@ -707,7 +707,7 @@ def long_runs(lab: Lab, steps: int) -> Iterator[Outcome]:
         if has_ended(leg):
             end = leg.answers[0]["ended"]
             theirs = theirs or end
-            is_flat = end["memory"] < theirs["memory"] + 4 and end["time"] < theirs["time"] + 0.3
+            is_flat = end["memory"] < theirs["memory"] + 2 and end["time"] < theirs["time"] + 0.3
             outcome.verdict = ENDED if is_flat else DIFFERENT
             outcome.detail = (
                 f"memory {end['memory']:+.1f} MiB from the third eighth to the last, time of a step x{end['time']:.2f}"

@@ -1,5 +1,7 @@
 """One rank of one training run of the tiny model, in a process that may be killed at any moment. Writes how it ended."""
 
+import ctypes
+import gc
 import hashlib
 import json
 import os
@@ -123,8 +125,14 @@ class FillDisk(TrainerCallback):
                 pass
 
 
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+
+
 def own_memory() -> float:
-    """MiB that this process holds, without the files that are mapped into it."""
+    """MiB that this process holds, without the files that are mapped into it, and without what it has freed."""
+    gc.collect()
+    if _trim is not None:  # else glibc keeps some MiB that are free, now more and now less
+        _trim(0)
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"^RssAnon:\s+(\d+) kB", status, re.MULTILINE)[1]) / 1024
 
@@ -149,7 +157,7 @@ class Watch(TrainerCallback):
         now = time.process_time()
         self.memory.append(own_memory())
         self.seconds.append(now - self._before)
-        self._before = now
+        self._before = time.process_time()
 
 
 def die_at(event: int) -> None:
