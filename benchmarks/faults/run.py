@@ -126,8 +126,8 @@ def tests_of(profile: str, lab: Lab, references: References, rng: random.Random)
     add("damaged file", partial(damaged_files, lab, references, seeded, 3000 if is_long else 300))
     add("hostile file", partial(hostile_files, lab, seeded, *((3000, 1000) if is_long else (300, 60))))
     batches, steps = (10_000, 2000) if is_long else (4000, 400)
-    add("long run", partial(one, partial(many_batches, lab, batches, rng.randrange(1000))))
-    add("long run", partial(long_runs, lab, steps))
+    add("long run", partial(one, partial(many_batches, lab, batches, rng.randrange(1000), is_long)))
+    add("long run", partial(long_runs, lab, steps, is_long))
     return tests
 
 

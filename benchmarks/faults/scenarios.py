@@ -632,16 +632,16 @@ def full_disks(lab: Lab, references: References, trainer: str) -> Iterator[Outco
 # ------------------------------------------------------------------------------------------- many batches, two runs
 
 
-def many_batches(lab: Lab, batches: int, seed: int) -> Outcome:
+def many_batches(lab: Lab, batches: int, seed: int, timed: bool) -> Outcome:
     """Thousands of batches without a model: memory and time stay flat, every budget is spent, beliefs follow the truth."""
     begin, file = time.monotonic(), lab.folder / f"batches-{lab.starts}.jsonl"
-    leg = _child(lab, lambda: _batches(file, batches, seed))
+    leg = _child(lab, lambda: _batches(file, batches, seed, timed))
     said, is_well = leg.answers[0] or (f"status {leg.statuses[0]}", False)
     case, seconds = f"{batches} batches without a model", time.monotonic() - begin
     return Outcome("long run", "knapsack", case, ENDED if is_well else ERROR, said, seconds=seconds)
 
 
-def _batches(file: Path, batches: int, seed: int) -> tuple[str, bool]:
+def _batches(file: Path, batches: int, seed: int, timed: bool) -> tuple[str, bool]:
     """What was seen, and whether it is well."""
     rng = np.random.default_rng(seed)
     prompts, size, ranks = 2000, 32, 4
@@ -679,7 +679,8 @@ def _batches(file: Path, batches: int, seed: int) -> tuple[str, bool]:
         tracker.observe(keys, won, counts, rollouts=counts, tokens=tokens)
         writer.append(record, batch + 1, batch / 100, "posterior")
         seconds.append(time.process_time() - started)
-        memory.append(own_memory())
+        if batch % 20 == 0:  # it takes longer than a batch
+            memory.append(own_memory())
     grown, slower = growth(memory), growth(seconds, np.median, ratio=True)
     known = tracker.evidence([f"p{i}" for i in range(prompts) if f"p{i}" in tracker])
     met = [i for i in range(prompts) if f"p{i}" in tracker]
@@ -691,13 +692,15 @@ def _batches(file: Path, batches: int, seed: int) -> tuple[str, bool]:
         f"({1e3 * np.median(seconds):.1f} ms), believed rates {bias:+.3f} off on average"
     )
     file.unlink()
-    return said, bool(grown < 8 and slower < 1.5 and abs(bias) < 0.05 and length == batches)
+    is_flat = grown < 8 and (slower < 1.5 or not timed)
+    return said, bool(is_flat and abs(bias) < 0.05 and length == batches)
 
 
-def long_runs(lab: Lab, steps: int) -> Iterator[Outcome]:
+def long_runs(lab: Lab, steps: int, timed: bool) -> Iterator[Outcome]:
     """
     A run of many steps, with a checkpoint at every hundredth: memory and the time of a step stay flat. transformers and
-    torch themselves keep a few KiB of each step, so TRL's own trainer goes first, and says how much that is.
+    torch themselves keep a few KiB of each step, so TRL's own trainer goes first, and says how much that is. In a short run
+    on a busy machine the time says nothing, and is not judged.
     """
     theirs = None
     for trainer in ("grpo", "knapsack"):
@@ -707,7 +710,7 @@ def long_runs(lab: Lab, steps: int) -> Iterator[Outcome]:
         if has_ended(leg):
             end = leg.answers[0]["ended"]
             theirs = theirs or end
-            is_flat = end["memory"] < theirs["memory"] + 2 and end["time"] < theirs["time"] + 0.3
+            is_flat = end["memory"] < theirs["memory"] + 2 and (end["time"] < theirs["time"] + 0.3 or not timed)
             outcome.verdict = ENDED if is_flat else DIFFERENT
             outcome.detail = (
                 f"memory {end['memory']:+.1f} MiB from the third eighth to the last, time of a step x{end['time']:.2f}"
