@@ -52,11 +52,6 @@ class DifficultyPrior:
         return f"DifficultyPrior({', '.join(self.columns)}; believes {self.believed})"
 
     @property
-    def is_read(self) -> bool:
-        """Whether it is known how the columns are to be read."""
-        return self._reader is not None
-
-    @property
     def believed(self) -> str:
         """What new prompts are predicted by: `"features"` or `"flat"`."""
         return "flat" if self._prior is None else self._prior.believed
@@ -108,19 +103,17 @@ class DifficultyPrior:
         text = json.dumps(self._reader.state_dict()).encode()
         return {_COLUMNS: np.frombuffer(text, np.uint8).copy()} | self._learning.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> bool:
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """
         Replace what was learnt by `state`. If that is of other columns, or of none, nothing was learnt; it stays known
         how the columns are read. Nothing changes if it can't be used.
-
-        Returns:
-            `bool`: whether it is of the same columns.
 
         Raises:
             `ValueError`: if it is not what `state_dict` gives.
         """
         if not state:
-            return self._forget()
+            self._forget()
+            return
         state = dict(state)
         try:
             described = json.loads(bytes(np.asarray(state.pop(_COLUMNS), np.uint8)))
@@ -136,14 +129,13 @@ class DifficultyPrior:
             )
         prior = SuccessPrior(len(reader), self.flat)
         prior.load_state_dict(state)
-        if tuple(described) != self.columns:
-            return self._forget()
-        self._reader, self._prior = reader, prior
-        return True
+        if tuple(described) == self.columns:
+            self._reader, self._prior = reader, prior
+        else:
+            self._forget()
 
-    def _forget(self) -> bool:
+    def _forget(self) -> None:
         self._prior = None if self._reader is None else SuccessPrior(len(self._reader), self.flat)
-        return False
 
     @property
     def _learning(self) -> SuccessPrior:

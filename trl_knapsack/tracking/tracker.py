@@ -235,11 +235,10 @@ class SuccessRateTracker:
             `ValueError`: if a field is missing, unknown, of the wrong length or out of its range, or a key is repeated.
         """
         expected = {"keys", *FIELDS}
-        state, difficulty = dict(state), {}
-        for name in [name for name in state if name.startswith(DIFFICULTY)]:
-            difficulty[name.removeprefix(DIFFICULTY)] = state.pop(name)
-        if set(state) != expected:
-            missing, unknown = sorted(expected - set(state)), sorted(set(state) - expected)
+        difficulty = {name: array for name, array in state.items() if name.startswith(DIFFICULTY)}
+        there = set(state) - set(difficulty)
+        if there != expected:
+            missing, unknown = sorted(expected - there), sorted(there - expected)
             raise InvalidInputError(f"success-rate state has missing fields {missing} and unknown fields {unknown}.")
         arrays = {}
         for name, dtype in FIELDS.items():
@@ -247,14 +246,15 @@ class SuccessRateTracker:
                 arrays[name] = np.array(state[name], dtype=dtype)
             except (TypeError, ValueError, OverflowError) as error:
                 raise InvalidInputError(f"success-rate state field {name!r} is no array of numbers: {error}") from None
-        checked = checked_state(list(state["keys"]), arrays)
-        self._take(*checked, difficulty)
+        index, arrays = checked_state(list(state["keys"]), arrays)
+        self._take(index, arrays | difficulty)
 
-    def _take(self, index: dict[str, int], arrays: dict[str, np.ndarray], difficulty: dict[str, np.ndarray]) -> None:
-        """All or nothing."""
+    def _take(self, index: dict[str, int], arrays: dict[str, np.ndarray]) -> None:
+        """All or nothing: the arrays of [`FIELDS`], and those of the difficulty columns."""
         if self.difficulty is not None:
-            self.difficulty.load_state_dict(difficulty)
-        self._index, self._arrays = index, arrays
+            state = {name.removeprefix(DIFFICULTY): array for name, array in arrays.items() if name not in FIELDS}
+            self.difficulty.load_state_dict(state)
+        self._index, self._arrays = index, {name: arrays[name] for name in FIELDS}
 
     def save(self, path: str | os.PathLike) -> None:
         """
@@ -274,9 +274,7 @@ class SuccessRateTracker:
             `FileNotFoundError`: if there is no such file.
             `ValueError`: naming the file, if it is truncated, damaged, foreign, or of another version.
         """
-        index, arrays = read_state(path)
-        difficulty = {name.removeprefix(DIFFICULTY): arrays.pop(name) for name in list(arrays) if name not in FIELDS}
-        self._take(index, arrays, difficulty)
+        self._take(*read_state(path))
 
     def _rows_of(self, keys: Sequence[str]) -> np.ndarray:
         """Row of each key, `(P,)`; new keys get new rows."""

@@ -571,10 +571,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
 
     def _batch_sharing(self, prompts_per_batch: int) -> BatchSharing:
         """How generation batches of so many new prompts are shared out."""
-        args = self.args
-        bounds = args.min_generations, args.max_generations
-        if not self._may_wait:
-            return BatchSharing(self.allocation_rule, *bounds)
+        bounds = self.args.min_generations, self.args.max_generations
         return BatchSharing(self.allocation_rule, *bounds, self._look, math.ceil(self._window / prompts_per_batch))
 
     def _correct_advantages(
