@@ -14,7 +14,7 @@ from ..helpers.console import percent, print_json, print_table, print_text
 HELP = "what a budget would buy, before it is spent"
 CAVEAT = (
     "Value is what the allocator maximises. No simulation can tell you whether more of it means more learning, or how much "
-    "more: here, rates drift here in the same way under every rule."
+    "more: here, rates drift in the same way under every rule."
 )
 
 
