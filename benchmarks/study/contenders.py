@@ -113,6 +113,7 @@ class Warm(KnapsackGRPOTrainer):
     """
 
     COMPLETIONS = 16
+    rollouts_before = 0  # of the run's own budget
 
     def __init__(self, model, args, train_dataset, processing_class, **kwargs):
         rates = success_rates(model, processing_class, train_dataset["prompt"], train_dataset["solutions"])
@@ -124,6 +125,18 @@ class Warm(KnapsackGRPOTrainer):
         super().__init__(
             model=model, args=args, train_dataset=train_dataset, processing_class=processing_class, **kwargs
         )
+
+
+class Probed(Warm):
+    """Begins with `COMPLETIONS` completions of each prompt, as from `trl-knapsack probe`. They are counted."""
+
+    COMPLETIONS = 4
+
+    def __init__(self, model, args, train_dataset, processing_class, **kwargs):
+        super().__init__(
+            model=model, args=args, train_dataset=train_dataset, processing_class=processing_class, **kwargs
+        )
+        self.rollouts_before = self.COMPLETIONS * len(train_dataset)
 
 
 class EqualCounts:
@@ -224,6 +237,14 @@ CONTENDERS = {
     "look-64": Contender(
         "the same, budgets shared by 64 prompts: the package's default",
         options={"look_generations": 3, "allocation_window": 64},
+        lr_of="posterior",
+    ),
+    "look-2": Contender("the package's default with a look of 2", options={"look_generations": 2}, lr_of="posterior"),
+    "look-4": Contender("the package's default with a look of 4", options={"look_generations": 4}, lr_of="posterior"),
+    "probe-4": Contender(
+        "no look, but 4 completions of each prompt before training, which are counted",
+        options=ALONE,
+        trainer=Probed,
         lr_of="posterior",
     ),
     "column": Contender(

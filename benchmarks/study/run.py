@@ -110,7 +110,7 @@ class Measure(TrainerCallback):
         self.train = load_problems(task, regime, "train")
         self.held_out = load_problems(task, regime, "test")
         self.place = {row["id"]: place for place, row in enumerate(self.train)}
-        self.rollouts = self.tokens = 0
+        self.rollouts, self.tokens = getattr(trainer, "rollouts_before", 0), 0
         self.cpu_seconds, self._started = 0.0, None
         self.curve: list[dict] = []
         self.steps: list[dict] = []

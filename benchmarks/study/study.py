@@ -33,7 +33,8 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 TUNING_TASK = "arithmetic"
 TUNED = tuple(name for name, contender in CONTENDERS.items() if contender.lr_of is None)
-ON_ALL_TASKS = ("uniform", "posterior", "look", "look-64", "warm", "paper", "oracle")
+VARIANTS = ("look-2", "look-4", "probe-4")
+ON_ALL_TASKS = ("uniform", "posterior", "look", "look-64", "warm", "paper", "oracle", *VARIANTS)
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Profile:
         prompts (`int`): Prompts of a generation batch.
         claimed (`tuple[str, ...]`), further_seeds (`tuple[int, ...]`):
             Contenders that the page claims something of, and the seeds that they run more in the first regime.
+        variants (`tuple[str, ...]`): Contenders that run in the first regime only.
         rates_of (`tuple[str, str]`, *optional*): Profile and regime whose learning rates are taken, instead of tuning.
     """
 
@@ -66,6 +68,7 @@ class Profile:
     prompts: int = PROMPTS
     claimed: tuple[str, ...] = ()
     further_seeds: tuple[int, ...] = ()
+    variants: tuple[str, ...] = ()
     rates_of: tuple[str, str] | None = None
 
     def tuning(self) -> list[Run]:
@@ -92,8 +95,10 @@ class Profile:
 
     def seeds(self, contender: str, regime: str) -> tuple[int, ...]:
         """The seeds that a contender is to run in a regime."""
-        more = contender in self.claimed and regime == self.regimes[0]
-        return self.report_seeds + self.further_seeds * more
+        first = regime == self.regimes[0]
+        if contender in self.variants and not first:
+            return ()
+        return self.report_seeds + self.further_seeds * (contender in self.claimed and first)
 
 
 # What is known sooner: the saturated regime in other situations, at the learning rates that were chosen there.
@@ -125,6 +130,7 @@ PROFILES = {
         report_seeds=(1, 2, 3, 4, 5),
         claimed=("uniform", "posterior", "look", "look-64"),
         further_seeds=(6, 7, 8, 9, 10),
+        variants=VARIANTS,
     ),
     "once": replace(SOONER, regimes=(SINGLE_EPOCH,)),
     "two": replace(SOONER, prompts=2),
