@@ -13,6 +13,7 @@ in the method that scores a group:
 
 import functools
 import itertools
+import logging
 import multiprocessing
 import os
 import queue
@@ -23,7 +24,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import trl
-from accelerate.logging import get_logger
 from transformers import TrainerCallback
 
 from ..errors import InvalidInputError, MissingDependencyError
@@ -51,7 +51,7 @@ except ImportError as error:
     ) from error
 
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)  # accelerate's wants its state, which a worker may be built before
 
 # Groups of TRL's that may wait to be scored; here a rollout is a group, so it is times `num_generations`.
 _SCORE_QUEUE = 16
@@ -189,7 +189,8 @@ class _KnapsackRolloutLoop(_AsyncRolloutLoop):
 
         success = np.array([samples[i].metrics[self._success_column] for i in first])  # (m,), NaN where not scored
         self._learn(due, success, tokens=sum(map(len, whole.completions_ids)))
-        self._push_metrics({"knapsack/effective_gradient_ratio": (float(due.rollouts * (std > 1e-8)), due.rollouts)})
+        effective = (~np.isnan(rewards)).sum() if std > 1e-8 else 0
+        self._push_metrics({"knapsack/effective_gradient_ratio": (float(effective), float(due.rollouts))})
         visit.rewards = np.concatenate([visit.rewards, rewards])
         if visit.generations is None:
             self._decide(visit)

@@ -43,7 +43,7 @@ class RunningKnapsack:
 
     >>> knapsack = RunningKnapsack(num_generations=8)
     >>> [knapsack.decide(alpha, beta) for alpha, beta in [(1, 4), (4, 1), (2, 3), (4, 1), (1, 4)]]
-    [8, 4, 11, 5, 12]
+    [8, 6, 9, 6, 11]
     >>> knapsack.owed
     0
     ```

@@ -1,0 +1,314 @@
+"""The worker for TRL's asynchronous trainer, on a CPU: real loops, a real server on loopback, real training."""
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from multiprocessing import get_context
+from types import SimpleNamespace
+
+import async_oracle
+import numpy as np
+import pytest
+import tiny_chat
+import torch
+import trl
+from loopback_vllm import LoggedReward, LoopbackVLLM, calls, varlen_attention
+from snippets import ROOT
+from transformers import TrainerCallback
+
+from trl_knapsack import SuccessRateTracker
+from trl_knapsack.experimental import RunningKnapsack
+from trl_knapsack.tracking import find_state
+
+
+async_grpo = pytest.importorskip("trl.experimental.async_grpo", reason="TRL 1.16 has the loop that is relied on")
+worker_module = pytest.importorskip("trl.experimental.async_grpo.async_rollout_worker")
+if not trl.__version__.startswith("1.16."):
+    pytest.skip("written for TRL 1.16", allow_module_level=True)
+
+from trl_knapsack.experimental import KnapsackRolloutWorker  # noqa: E402
+from trl_knapsack.experimental.async_seams import DIGESTS, check_async_seams  # noqa: E402
+from trl_knapsack.experimental.async_worker import SaveSuccessRatesCallback, _KnapsackRolloutLoop  # noqa: E402
+from trl_knapsack.experimental.running_knapsack import round_advantages  # noqa: E402
+
+
+PROMPTS = 24
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory) -> str:
+    return tiny_chat.save_model(tmp_path_factory.mktemp("chat_model"))
+
+
+@pytest.fixture(scope="module")
+def server(chat_model):
+    with LoopbackVLLM(chat_model) as server:
+        yield server
+
+
+@pytest.fixture
+def no_vllm_needed(monkeypatch):
+    """TRL's worker wants vLLM to be installed, but talks to it over HTTP only, which the loopback server understands."""
+    monkeypatch.setattr(worker_module, "is_vllm_available", lambda *args, **kwargs: True)
+
+
+# ------------------------------------------------------------------------------------------------------- the knapsack
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_counts_are_those_of_a_plain_loop_over_exact_fractions(seed):
+    rng = np.random.default_rng(seed)
+    knapsack, window, owed = RunningKnapsack(8, max_generations=24), [], 0
+    for _ in range(100):
+        won, old = rng.choice([0, 0, 1, 2, 3, 3]), rng.choice([0.0, 0.85 * 5])
+        alpha, beta = 1.0 + won + old, 4.0 - won
+        window = [*window, (async_oracle.Fraction(alpha), async_oracle.Fraction(beta))][-async_oracle.WINDOW :]
+        budget = min(max(len(window) * 8 + owed, len(window) * 3), len(window) * 24)
+        expected = async_oracle.last_count(window, budget, look=3, most=24)
+        assert knapsack.decide(alpha, beta) == expected
+        owed += 8 - expected
+        assert knapsack.owed == owed
+
+
+@pytest.mark.parametrize(
+    "rates", [(0.05, 0.3, 0.9), (1.0, 0.99, 0.6), (0.0, 0.01, 0.2), (0.5,)], ids=["mixed", "solved", "hard", "alike"]
+)
+def test_the_mean_stays_num_generations(rates):
+    rng = np.random.default_rng(0)
+    knapsack, counts = RunningKnapsack(8), []
+    for _ in range(600):
+        won = rng.binomial(3, rng.choice(rates))
+        counts.append(knapsack.decide(1.0 + won, 4.0 - won))
+    assert abs(np.mean(counts) - 8) < 0.1
+    assert knapsack.owed == 8 * len(counts) - sum(counts)
+
+
+def test_the_price_follows_a_change_of_the_prompts():
+    """From prompts that are always solved to ones worth most, and back: what is spent in between is paid back."""
+    knapsack = RunningKnapsack(8)
+    solved = [knapsack.decide(4.0, 1.0) for _ in range(200)]
+    price = knapsack.shadow_price
+    worth_most = [knapsack.decide(2.0, 3.0) for _ in range(400)]
+    assert worth_most[0] > 8 and knapsack.shadow_price > price
+    assert solved[-1] == 8 and abs(np.mean(worth_most[-100:]) - 8) < 0.5
+    assert abs(knapsack.owed) < 100
+
+
+def test_the_same_bounds_give_equal_counts():
+    knapsack = RunningKnapsack(8, max_generations=8)
+    assert [knapsack.decide(*belief) for belief in [(1, 4), (4, 1), (2, 3)]] == [8, 8, 8]
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        (dict(num_generations=2), "num_generations (2) must be at least 3"),
+        (dict(num_generations=8, look_generations=8), "look_generations (8) must lie between 2 and"),
+        (dict(num_generations=8, look_generations=1), "look_generations (1) must lie between 2 and"),
+        (dict(num_generations=8, max_generations=4), "max_generations (4) must be at least num_generations (8)"),
+    ],
+)
+def test_options_that_contradict_each_other(options, named):
+    with pytest.raises(ValueError) as error:
+        RunningKnapsack(**options)
+    assert named in str(error.value) and str(error.value).count(". ") == 0
+
+
+# ----------------------------------------------------------------------------------------------------- the advantages
+
+
+@pytest.mark.parametrize("rewards, earlier", [([1, 0, None], []), ([1], [0, 0, 0]), ([None], [None]), ([0, 0], [1, None])])
+def test_advantages_of_a_round(rewards, earlier):
+    def array(values):
+        return np.array([np.nan if v is None else v for v in values], dtype=float)
+
+    ours, _ = round_advantages(array(rewards), array(earlier))
+    assert ours == pytest.approx(async_oracle.advantages(rewards, earlier))
+
+
+def test_a_rest_that_is_compared_with_its_look_is_unbiased_and_a_whole_group_is_not():
+    """
+    A policy with success rate p = sigmoid(x): d log p(reward)/dx = reward - p. The mean of `advantage x gradient of the log
+    probability` for one rollout of the rest and for one of the look, over every outcome, weighed by its exact probability.
+    """
+    p, look, most = 0.3, 3, 9
+
+    def rest_of(won):  # the more failures, the more
+        return {0: most - look, 1: 3, 2: 1, 3: 0}[won]
+
+    def outcomes(n):
+        for bits in range(2**n):
+            rewards = np.array([bits >> i & 1 for i in range(n)], dtype=float)
+            yield rewards, p ** rewards.sum() * (1 - p) ** (n - rewards.sum())
+
+    rounds = defaultdict(float)  # sum over rollouts of (1 - 1/n) p (1-p), and of what the rollouts bring
+    for first, chance in outcomes(look):
+        rounds["look"] += chance * ((first - first.mean()) * (first - p)).sum()
+        rounds["look, due"] += chance * look * (1 - 1 / look) * p * (1 - p)
+        m = rest_of(int(first.sum()))
+        for rest, and_then in outcomes(m):
+            everyone = np.concatenate([first, rest])
+            n, both = look + m, chance * and_then
+            rounds["rest"] += both * ((rest - everyone.mean()) * (rest - p)).sum()
+            rounds["rest, due"] += both * m * (1 - 1 / n) * p * (1 - p)
+            rounds["whole"] += both * ((everyone - everyone.mean()) * (everyone - p)).sum()
+            rounds["whole, due"] += both * n * (1 - 1 / n) * p * (1 - p)
+    assert rounds["look"] == pytest.approx(rounds["look, due"])
+    assert rounds["rest"] == pytest.approx(rounds["rest, due"])
+    assert rounds["whole"] < 0.99 * rounds["whole, due"]
+
+
+# -------------------------------------------------------------------------------- TRL's loop, in a thread of this process
+
+
+def run_loop(server, tmp_path, rollouts, reward_funcs=None, tracker=None, **options):
+    """TRL's loop with our two methods until `rollouts` rows are there; they are returned, with what the tracker was told."""
+    context = get_context("spawn")
+    rows, observations = queue.Queue(), queue.Queue()
+    observations.cancel_join_thread = lambda: None  # of a process; here there is none
+    loop = _KnapsackRolloutLoop(
+        knapsack=RunningKnapsack(**options.pop("knapsack", {})),
+        success_tracker=tracker or SuccessRateTracker(),
+        success_threshold=0.5,
+        success_reward_func=options.pop("success_reward_func", None),
+        prompt_id_column="name",
+        observations=observations,
+        model_name="tiny",
+        dataset=options.pop("dataset", tiny_chat.prompts(PROMPTS)),
+        reward_funcs=reward_funcs or [LoggedReward(tmp_path / "calls.jsonl")],
+        processing_class=tiny_chat.tokenizer(),
+        eos_token_ids=[1],
+        rollout_buffer=rows,
+        model_version_value=context.Value("i", 3),
+        heartbeat_value=context.Value("d", 0.0),
+        failed_event=context.Event(),
+        exception_info_queue=queue.Queue(),
+        metrics_queue=queue.Queue(),
+        vllm_server_url=server.url,
+        max_inflight_tasks=12,
+        max_tokens=4,
+        **{"max_tool_calling_iterations": 0} | options,
+    )
+    thread = threading.Thread(target=loop.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while rows.qsize() < rollouts and thread.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    loop._loop.call_soon_threadsafe(loop._stop_event.set)
+    thread.join(timeout=30)
+    assert not thread.is_alive() and not loop._failed_event.is_set()
+    return [rows.get() for _ in range(rows.qsize())], list(observations.queue), loop
+
+
+def check_rows(rows, rounds):
+    """Rows of each round in their order, with the oracle's advantages; the last round may be cut short by the end."""
+    of_group = defaultdict(list)
+    for row in rows:
+        of_group[row.group_id].append(row)
+    checked = 0
+    for number, group in of_group.items():
+        due = [pair for each in rounds[number % PROMPTS, number // PROMPTS] for pair in each]
+        assert len(group) <= len(due)
+        for row, (reward, advantage) in zip(group, due, strict=False):
+            assert row.advantage == pytest.approx(advantage, abs=1e-6)
+            assert row.metrics["reward"] == pytest.approx(np.nan if reward is None else reward, nan_ok=True)
+            checked += 1
+    return checked
+
+
+def test_the_counts_of_every_group_follow_from_the_order_of_scored_completions(server, tmp_path):
+    rows, observations, loop = run_loop(server, tmp_path, rollouts=320)
+    scored = calls(tmp_path / "calls.jsonl")
+    rounds, decided, prompts = async_oracle.replay(scored, PROMPTS, mean_generations=8, look=3, most=128)
+
+    assert len(decided) > PROMPTS and len(set(decided.values())) > 3  # a second visit, and unequal groups
+    assert check_rows(rows, rounds) == len(rows) >= 320
+    assert [(o.key, o.rollouts) for o in observations] == [(f"prompt {p}", len(r)) for p, r in scored]
+    evidence = loop._tracker.evidence([f"prompt {p}" for p in prompts.counts])
+    assert evidence.alpha == pytest.approx([float(won) + 1 for won, _ in prompts.counts.values()])
+    assert evidence.beta == pytest.approx([float(lost) + 1 for _, lost in prompts.counts.values()])
+    assert all(row.model_version == 3 for row in rows)
+
+
+def test_hard_prompts_get_more_than_easy_ones_once_they_are_known(server, tmp_path):
+    known = SuccessRateTracker()
+    kinds = tiny_chat.prompts(PROMPTS)["prompt"]
+    for i, prompt in enumerate(kinds):
+        won = {"e": 20, "m": 6, "h": 0}[prompt[0]["content"][0]]
+        known.observe([f"prompt {i}"], [won], [20])
+    told = [(i, *(float(x) - 1 for x in belief)) for i, belief in enumerate(zip(*_belief(known), strict=True))]
+    run_loop(server, tmp_path, rollouts=150, tracker=known)
+    _, decided, _ = async_oracle.replay(calls(tmp_path / "calls.jsonl"), PROMPTS, 8, 3, 128, known=told)
+    of_kind = defaultdict(list)
+    for (prompt, _), count in decided.items():
+        of_kind[kinds[prompt][0]["content"][0]].append(count)
+    assert np.mean(of_kind["m"]) > np.mean(of_kind["e"]) + 2
+
+
+def _belief(tracker):
+    evidence = tracker.evidence([f"prompt {i}" for i in range(PROMPTS)])
+    return evidence.alpha, evidence.beta
+
+
+class Graded:
+    """A second reward, without which some completions are not scored at all."""
+
+    __name__ = "graded"
+
+    def __call__(self, completions, **kwargs):
+        return [None if len(c[-1].get("content") or "") % 2 else 0.25 for c in completions]
+
+
+def test_several_rewards_forked_rows_and_completions_that_nobody_scores(server, tmp_path):
+    """Tools that are called in vain fork conversations into several rows; None of all functions is no reward."""
+    reward = LoggedReward(tmp_path / "calls.jsonl")
+    rows, observations, _ = run_loop(
+        server,
+        tmp_path,
+        rollouts=150,
+        reward_funcs=[Graded(), reward],
+        success_reward_func="digit",
+        max_tool_calling_iterations=2,
+        fork_threshold_tokens=0,
+    )
+    scored = calls(tmp_path / "calls.jsonl")
+    async_oracle.replay(scored, PROMPTS, 8, 3, 128)  # digit alone decides
+    assert any(None in rewards for _, rewards in scored) or len(scored) < 20
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row.group_id].append(row)
+    for group in groups.values():  # all rows of a rollout have its advantage, and no row is empty
+        assert all(len(row.input_ids) and row.completion_mask.any() for row in group)
+    assert sum(o.rollouts for o in observations) < sum(map(len, groups.values())) + 200
+
+
+# -------------------------------------------------------------------------------------------------------- what is refused
+
+
+def test_a_loop_that_differs_is_refused():
+    check_async_seams(worker_module)
+    for name in DIGESTS:
+        with pytest.raises(ImportError, match=rf"has another {name} .*install a TRL that works: trl==1\.16"):
+            check_async_seams(worker_module, {**DIGESTS, name: "0" * 12})
+    with pytest.raises(ImportError, match="has another _AsyncRolloutLoop._generate_loop"):
+        check_async_seams(SimpleNamespace(__name__="renamed"))
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        (dict(success_reward_func="length"), "success_reward_func 'length' is not a reward of this run"),
+        (dict(success_threshold=float("nan")), "success_threshold (nan) must be a finite reward"),
+        (dict(num_generations=2), "num_generations (2) must be at least 3"),
+        (dict(success_state_path="nowhere"), "does not exist, so there are no success rates"),
+    ],
+)
+def test_options_that_are_refused_before_anything_starts(no_vllm_needed, tmp_path, options, named):
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        KnapsackRolloutWorker(reward_funcs=[LoggedReward(tmp_path / "calls.jsonl")], **options)
+    assert named in str(error.value)
