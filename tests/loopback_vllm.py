@@ -20,11 +20,12 @@ class LoopbackVLLM:
         url (`str`): Where it listens.
         requests (`list[dict]`): Payloads of all requests so far.
         transfers (`int`): How often weights were received.
+        empty (`int`): Every so many completions one is empty; 0 for none.
     """
 
     def __init__(self, model: str):
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-        self.requests, self.transfers = [], 0
+        self.requests, self.transfers, self.empty = [], 0, 0
         self.lock = threading.Lock()
         served = self
 
@@ -62,6 +63,8 @@ class LoopbackVLLM:
         ids, log_probs = list(payload["prompt"]), []
         with self.lock, torch.no_grad():
             self.requests.append(payload)
+            if self.empty and len(self.requests) % self.empty == 0:
+                return {"token_ids": [], "logprobs": {"token_logprobs": []}}
             for _ in range(payload["max_tokens"]):
                 logits = self.model(torch.tensor([ids])).logits[0, -1] / payload["temperature"]
                 token = int(torch.multinomial(logits.softmax(-1), 1, generator=generator))

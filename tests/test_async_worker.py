@@ -3,8 +3,6 @@
 import os
 import queue
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import defaultdict
@@ -17,8 +15,9 @@ import pytest
 import tiny_chat
 import torch
 import trl
+from accelerate import PartialState
 from loopback_vllm import LoggedReward, LoopbackVLLM, calls, varlen_attention
-from snippets import ROOT
+from snippets import ROOT, blocks
 from transformers import TrainerCallback
 
 from trl_knapsack import SuccessRateTracker
@@ -27,13 +26,14 @@ from trl_knapsack.tracking import find_state
 
 
 async_grpo = pytest.importorskip("trl.experimental.async_grpo", reason="TRL 1.16 has the loop that is relied on")
+packing = pytest.importorskip("trl.experimental.async_grpo.packing")
 worker_module = pytest.importorskip("trl.experimental.async_grpo.async_rollout_worker")
 if not trl.__version__.startswith("1.16."):
     pytest.skip("written for TRL 1.16", allow_module_level=True)
 
 from trl_knapsack.experimental import KnapsackRolloutWorker  # noqa: E402
 from trl_knapsack.experimental.async_seams import DIGESTS, check_async_seams  # noqa: E402
-from trl_knapsack.experimental.async_worker import SaveSuccessRatesCallback, _KnapsackRolloutLoop  # noqa: E402
+from trl_knapsack.experimental.async_worker import _KnapsackRolloutLoop  # noqa: E402
 from trl_knapsack.experimental.running_knapsack import round_advantages  # noqa: E402
 
 
@@ -122,7 +122,9 @@ def test_options_that_contradict_each_other(options, named):
 # ----------------------------------------------------------------------------------------------------- the advantages
 
 
-@pytest.mark.parametrize("rewards, earlier", [([1, 0, None], []), ([1], [0, 0, 0]), ([None], [None]), ([0, 0], [1, None])])
+@pytest.mark.parametrize(
+    "rewards, earlier", [([1, 0, None], []), ([1], [0, 0, 0]), ([None], [None]), ([0, 0], [1, None])]
+)
 def test_advantages_of_a_round(rewards, earlier):
     def array(values):
         return np.array([np.nan if v is None else v for v in values], dtype=float)
@@ -168,6 +170,7 @@ def test_a_rest_that_is_compared_with_its_look_is_unbiased_and_a_whole_group_is_
 
 def run_loop(server, tmp_path, rollouts, reward_funcs=None, tracker=None, **options):
     """TRL's loop with our two methods until `rollouts` rows are there; they are returned, with what the tracker was told."""
+    PartialState()  # as TRL's child process does, for accelerate's logger
     context = get_context("spawn")
     rows, observations = queue.Queue(), queue.Queue()
     observations.cancel_join_thread = lambda: None  # of a process; here there is none
@@ -264,27 +267,31 @@ class Graded:
         return [None if len(c[-1].get("content") or "") % 2 else 0.25 for c in completions]
 
 
-def test_several_rewards_forked_rows_and_completions_that_nobody_scores(server, tmp_path):
-    """Tools that are called in vain fork conversations into several rows; None of all functions is no reward."""
-    reward = LoggedReward(tmp_path / "calls.jsonl")
+def test_several_rewards_forked_rows_and_completions_without_a_token(server, tmp_path, monkeypatch):
+    """
+    Tools that are called in vain fork conversations into several rows; an empty completion has no row, and its reward counts
+    all the same; where all functions say None there is none.
+    """
+    monkeypatch.setattr(server, "empty", 5)
     rows, observations, _ = run_loop(
         server,
         tmp_path,
         rollouts=150,
-        reward_funcs=[Graded(), reward],
+        reward_funcs=[Graded(), LoggedReward(tmp_path / "calls.jsonl")],
         success_reward_func="digit",
         max_tool_calling_iterations=2,
         fork_threshold_tokens=0,
     )
     scored = calls(tmp_path / "calls.jsonl")
     async_oracle.replay(scored, PROMPTS, 8, 3, 128)  # digit alone decides
-    assert any(None in rewards for _, rewards in scored) or len(scored) < 20
-    groups = defaultdict(list)
+    assert any(None in rewards for _, rewards in scored)
+    assert [o.trials for o in observations] == [sum(r is not None for r in rewards) for _, rewards in scored]
+    assert all(row.completion_mask.any() for row in rows)
+    advantages = defaultdict(set)  # of each conversation, which its rows share
     for row in rows:
-        groups[row.group_id].append(row)
-    for group in groups.values():  # all rows of a rollout have its advantage, and no row is empty
-        assert all(len(row.input_ids) and row.completion_mask.any() for row in group)
-    assert sum(o.rollouts for o in observations) < sum(map(len, groups.values())) + 200
+        advantages[row.group_id, tuple(m.get("content") or "" for m in row.completion)].add(row.metrics["reward"])
+    assert all(len(rewards) == 1 or np.isnan(list(rewards)).any() for rewards in advantages.values())
+    assert len(rows) != sum(o.rollouts for o in observations)
 
 
 # -------------------------------------------------------------------------------------------------------- what is refused
@@ -312,3 +319,139 @@ def test_options_that_are_refused_before_anything_starts(no_vllm_needed, tmp_pat
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         KnapsackRolloutWorker(reward_funcs=[LoggedReward(tmp_path / "calls.jsonl")], **options)
     assert named in str(error.value)
+
+
+# ---------------------------------------------------------------------------------------------------- the whole trainer
+
+
+@pytest.fixture
+def on_a_cpu(monkeypatch, no_vllm_needed):
+    """TRL's tree attention with a plain kernel in the place of FlashAttention's, which needs a GPU."""
+    kernel = SimpleNamespace(flash_attn_varlen_func=varlen_attention)
+    monkeypatch.setattr(packing, "_flash_attn", lambda: kernel)
+
+
+def config(server, folder, **options):
+    small = dict(
+        output_dir=str(folder),
+        vllm_server_base_url=server.url,
+        per_device_train_batch_size=24,
+        max_inflight_tasks=12,
+        max_completion_length=4,
+        max_tool_calling_iterations=0,
+        token_budget=-1,
+        max_steps=6,
+        save_steps=3,
+        learning_rate=1e-2,
+        bf16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    return async_grpo.AsyncGRPOConfig(**{**small, **options})
+
+
+def train(model, server, folder, log, resume=None, **options):
+    """A short run; returns the trainer and its worker."""
+    trainer = async_grpo.AsyncGRPOTrainer(
+        model=model,
+        reward_funcs=LoggedReward(log),
+        args=config(server, folder),
+        train_dataset=tiny_chat.prompts(PROMPTS),
+        processing_class=tiny_chat.tokenizer(),
+        weight_transfer=server,
+    )
+    worker = KnapsackRolloutWorker.for_trainer(trainer, prompt_id_column="name", **options)
+    with pytest.raises(ValueError, match="must be TRL's own and not have started"):
+        KnapsackRolloutWorker.for_trainer(trainer)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer, worker
+
+
+def saved(path) -> dict[int, tuple[float, float]]:
+    """Prompt -> successes and failures, of a state file."""
+    tracker = SuccessRateTracker()
+    tracker.load(find_state(path))
+    evidence = tracker.evidence(tracker.keys)
+    return {
+        int(key.split()[-1]): (won - 1, lost - 1)
+        for key, won, lost in zip(tracker.keys, evidence.alpha, evidence.beta, strict=True)
+    }
+
+
+def is_a_moment_of(state, scored, known=()) -> bool:
+    """Whether the state is what was known after some of the calls."""
+    for n in range(len(scored) + 1):
+        then = async_oracle.replay(scored[:n], PROMPTS, 8, 3, 128, known)[2].counts
+        if then.keys() == state.keys() and all(state[p] == pytest.approx([*map(float, then[p])]) for p in then):
+            return True
+    return False
+
+
+@pytest.mark.slow
+def test_a_run_on_the_cpu_and_one_that_resumes_it(chat_model, server, on_a_cpu, tmp_path):
+    before, transfers = {n: w.clone() for n, w in server.model.named_parameters()}, server.transfers
+    trainer, _ = train(chat_model, server, tmp_path / "run", tmp_path / "calls.jsonl")
+
+    scored = calls(tmp_path / "calls.jsonl")
+    rounds, decided, _ = async_oracle.replay(scored, PROMPTS, 8, 3, 128)
+    assert len(set(decided.values())) > 2
+    logged = [entry for entry in trainer.state.log_history if "knapsack/generations/mean" in entry]
+    assert logged and all(3 <= e["knapsack/generations/min"] <= e["knapsack/generations/max"] for e in logged)
+    assert max(e["knapsack/generations/max"] for e in logged) <= max(decided.values())
+    assert 0 <= logged[-1]["knapsack/success_rate"] <= 1 and logged[-1]["knapsack/shadow_price"] >= 0
+
+    assert trainer.state.global_step == 6 and server.transfers == transfers + 7
+    for name, weight in trainer.model.named_parameters():
+        assert torch.equal(weight, dict(server.model.named_parameters())[name])
+    assert any(not torch.equal(weight, before[name]) for name, weight in server.model.named_parameters())
+
+    checkpoint = tmp_path / "run" / "checkpoint-3"
+    known = saved(checkpoint)
+    assert known and is_a_moment_of(known, scored) and is_a_moment_of(saved(tmp_path / "run"), scored)
+
+    train(
+        chat_model, server, tmp_path / "run", tmp_path / "more.jsonl", str(checkpoint), success_state_path=checkpoint
+    )
+    known = [(prompt, *counts) for prompt, counts in known.items()]
+    more = calls(tmp_path / "more.jsonl")
+    async_oracle.replay(more, PROMPTS, 8, 3, 128, known)
+    assert is_a_moment_of(saved(tmp_path / "run"), more, known)
+
+
+class Kill(TrainerCallback):
+    """Kills the worker's process after the first step."""
+
+    trainer = None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        os.kill(self.trainer.rollout_worker._process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_the_example_of_the_page_and_a_worker_that_is_killed(chat_model, server, on_a_cpu, tmp_path):
+    """TRL's own health check ends the run."""
+    ((code, _),) = blocks(ROOT / "docs" / "async.md", "py")
+    killer = Kill()
+
+    def build(**kwargs):
+        killer.trainer = async_grpo.AsyncGRPOTrainer(
+            processing_class=tiny_chat.tokenizer(), weight_transfer=server, callbacks=[killer], **kwargs
+        )
+        return killer.trainer
+
+    code = code.replace('"Qwen/Qwen3-0.6B"', repr(chat_model)).replace("AsyncGRPOTrainer(", "_trainer(")
+    code = code.replace("AsyncGRPOConfig(", "_config(").replace("load_dataset(", "_dataset(")
+    namespace = {
+        "__name__": "__main__",
+        "_trainer": build,
+        "_config": lambda folder, **options: config(
+            server, tmp_path, max_steps=1000, heartbeat_stale_after_s=2, **options
+        ),
+        "_dataset": lambda *args, **kwargs: tiny_chat.prompts(PROMPTS, solution=["$1$"] * PROMPTS),
+    }
+    with pytest.raises(RuntimeError, match="heartbeat stale"):
+        exec(compile(code, "docs/async.md", "exec"), namespace)
+    assert type(killer.trainer.rollout_worker) is KnapsackRolloutWorker
+    assert 1 <= killer.trainer.state.global_step < 1000
