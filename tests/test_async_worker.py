@@ -2,6 +2,7 @@
 
 import os
 import queue
+import re
 import signal
 import threading
 import time
@@ -27,6 +28,7 @@ from trl_knapsack.tracking import find_state
 
 async_grpo = pytest.importorskip("trl.experimental.async_grpo", reason="TRL 1.16 has the loop that is relied on")
 packing = pytest.importorskip("trl.experimental.async_grpo.packing")
+trainer_module = pytest.importorskip("trl.experimental.async_grpo.async_grpo_trainer")
 worker_module = pytest.importorskip("trl.experimental.async_grpo.async_rollout_worker")
 if not trl.__version__.startswith("1.16."):
     pytest.skip("written for TRL 1.16", allow_module_level=True)
@@ -133,36 +135,50 @@ def test_advantages_of_a_round(rewards, earlier):
     assert ours == pytest.approx(async_oracle.advantages(rewards, earlier))
 
 
+def outcomes(n, p):
+    """All rewards of `n` rollouts that succeed with chance `p`, and how likely each is."""
+    for bits in range(2**n):
+        rewards = np.array([bits >> i & 1 for i in range(n)], dtype=float)
+        yield rewards, p ** rewards.sum() * (1 - p) ** (n - rewards.sum())
+
+
+def pull(rewards, compared_with, p):
+    """Sum of advantage x d log p(reward) / dx, for p = sigmoid(x), without the division by the spread."""
+    return ((rewards - compared_with.mean()) * (rewards - p)).sum()
+
+
+def length_of_the_gradient(p, normalised):
+    """c(p) of `docs/async.md`, over every outcome."""
+    brought = due = 0.0
+    if normalised == "one by one":
+        for n in range(2, 17):
+            for last in {0.0, 1.0} if n == 16 else {1.0}:
+                rewards = np.array([0.0] * (n - 1) + [last])
+                chance = (1 - p) ** (n - 1) * (p if last else 1 - p)
+                brought += chance * pull(rewards, rewards, p)
+                due += chance * (n - 1) * p * (1 - p)
+        return brought / due
+    for look, chance in outcomes(3, p):
+        for rest, and_then in outcomes({0: 6, 1: 6, 2: 4, 3: 1}[int(look.sum())], p):
+            everyone, both = np.concatenate([look, rest]), chance * and_then
+            if normalised == "together":
+                brought += both * pull(everyone, everyone, p)
+                due += both * (len(everyone) - 1) * p * (1 - p)
+            else:
+                brought += both * (pull(look, look, p) + pull(rest, everyone, p))
+                due += both * (2 + len(rest) * (1 - 1 / len(everyone))) * p * (1 - p)
+    return brought / due
+
+
 def test_a_rest_that_is_compared_with_its_look_is_unbiased_and_a_whole_group_is_not():
-    """
-    A policy with success rate p = sigmoid(x): d log p(reward)/dx = reward - p. The mean of `advantage x gradient of the log
-    probability` for one rollout of the rest and for one of the look, over every outcome, weighed by its exact probability.
-    """
-    p, look, most = 0.3, 3, 9
-
-    def rest_of(won):  # the more failures, the more
-        return {0: most - look, 1: 3, 2: 1, 3: 0}[won]
-
-    def outcomes(n):
-        for bits in range(2**n):
-            rewards = np.array([bits >> i & 1 for i in range(n)], dtype=float)
-            yield rewards, p ** rewards.sum() * (1 - p) ** (n - rewards.sum())
-
-    rounds = defaultdict(float)  # sum over rollouts of (1 - 1/n) p (1-p), and of what the rollouts bring
-    for first, chance in outcomes(look):
-        rounds["look"] += chance * ((first - first.mean()) * (first - p)).sum()
-        rounds["look, due"] += chance * look * (1 - 1 / look) * p * (1 - p)
-        m = rest_of(int(first.sum()))
-        for rest, and_then in outcomes(m):
-            everyone = np.concatenate([first, rest])
-            n, both = look + m, chance * and_then
-            rounds["rest"] += both * ((rest - everyone.mean()) * (rest - p)).sum()
-            rounds["rest, due"] += both * m * (1 - 1 / n) * p * (1 - p)
-            rounds["whole"] += both * ((everyone - everyone.mean()) * (everyone - p)).sum()
-            rounds["whole, due"] += both * n * (1 - 1 / n) * p * (1 - p)
-    assert rounds["look"] == pytest.approx(rounds["look, due"])
-    assert rounds["rest"] == pytest.approx(rounds["rest, due"])
-    assert rounds["whole"] < 0.99 * rounds["whole, due"]
+    """The table of the page."""
+    text = (ROOT / "docs" / "async.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| (`c\(p\)`|rounds|a look|one by one)[^|]* \|(.*)\|$", text, re.MULTILINE)
+    rates, ours, together, one_by_one = ([float(x) for x in cells.split("|")] for _, cells in table)
+    for i, p in enumerate(rates):
+        assert length_of_the_gradient(p, "rounds") == pytest.approx(1) == ours[i]
+        assert length_of_the_gradient(p, "together") == pytest.approx(together[i], abs=6e-4)
+        assert length_of_the_gradient(p, "one by one") == pytest.approx(one_by_one[i], rel=6e-3)
 
 
 # -------------------------------------------------------------------------------- TRL's loop, in a thread of this process
@@ -326,9 +342,10 @@ def test_options_that_are_refused_before_anything_starts(no_vllm_needed, tmp_pat
 
 @pytest.fixture
 def on_a_cpu(monkeypatch, no_vllm_needed):
-    """TRL's tree attention with a plain kernel in the place of FlashAttention's, which needs a GPU."""
+    """TRL's tree attention with a plain kernel in the place of FlashAttention's, and no GPU to ask for its speed."""
     kernel = SimpleNamespace(flash_attn_varlen_func=varlen_attention)
     monkeypatch.setattr(packing, "_flash_attn", lambda: kernel)
+    monkeypatch.setattr(trainer_module, "get_peak_flops_per_device", lambda *args: None)
 
 
 def config(server, folder, **options):
