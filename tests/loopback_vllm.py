@@ -18,7 +18,7 @@ class LoopbackVLLM:
 
     Attributes:
         url (`str`): Where it listens.
-        requests (`list[dict]`): Payloads of all requests so far.
+        requests (`list[dict]`): Payloads of all requests so far, each with the `token_ids` of its answer.
         transfers (`int`): How often weights were received.
         empty (`int`): Every so many completions one is empty; 0 for none.
     """
@@ -72,7 +72,8 @@ class LoopbackVLLM:
                 log_probs.append(float(logits.log_softmax(-1)[token]))
                 if token == end:
                     break
-        return {"token_ids": ids[len(payload["prompt"]) :], "logprobs": {"token_logprobs": log_probs}}
+            payload["token_ids"] = ids[len(payload["prompt"]) :]
+        return {"token_ids": payload["token_ids"], "logprobs": {"token_logprobs": log_probs}}
 
     def init_weight_transfer(self):
         pass

@@ -188,7 +188,7 @@ def run_loop(server, tmp_path, rollouts, reward_funcs=None, tracker=None, **opti
     """TRL's loop with our two methods until `rollouts` rows are there; they are returned, with what the tracker was told."""
     PartialState()  # as TRL's child process does, for accelerate's logger
     context = get_context("spawn")
-    rows, observations = queue.Queue(), queue.Queue()
+    rows, observations, version = queue.Queue(), queue.Queue(), context.Value("i", 0)
     observations.cancel_join_thread = lambda: None  # of a process; here there is none
     loop = _KnapsackRolloutLoop(
         knapsack=RunningKnapsack(**options.pop("knapsack", {})),
@@ -203,7 +203,7 @@ def run_loop(server, tmp_path, rollouts, reward_funcs=None, tracker=None, **opti
         processing_class=tiny_chat.tokenizer(),
         eos_token_ids=[1],
         rollout_buffer=rows,
-        model_version_value=context.Value("i", 3),
+        model_version_value=version,
         heartbeat_value=context.Value("d", 0.0),
         failed_event=context.Event(),
         exception_info_queue=queue.Queue(),
@@ -218,6 +218,7 @@ def run_loop(server, tmp_path, rollouts, reward_funcs=None, tracker=None, **opti
     deadline = time.monotonic() + 60
     while rows.qsize() < rollouts and thread.is_alive() and time.monotonic() < deadline:
         time.sleep(0.02)
+        version.value += 1  # as after a step
     loop._loop.call_soon_threadsafe(loop._stop_event.set)
     thread.join(timeout=30)
     assert not thread.is_alive() and not loop._failed_event.is_set()
@@ -241,7 +242,8 @@ def check_rows(rows, rounds):
 
 
 def test_the_counts_of_every_group_follow_from_the_order_of_scored_completions(server, tmp_path):
-    rows, observations, loop = run_loop(server, tmp_path, rollouts=320)
+    server.requests.clear()
+    rows, observations, loop = run_loop(server, tmp_path, rollouts=320, lora_name="policy")
     scored = calls(tmp_path / "calls.jsonl")
     rounds, decided, prompts = async_oracle.replay(scored, PROMPTS, mean_generations=8, look=3, most=128)
 
@@ -251,7 +253,12 @@ def test_the_counts_of_every_group_follow_from_the_order_of_scored_completions(s
     evidence = loop._tracker.evidence([f"prompt {p}" for p in prompts.counts])
     assert evidence.alpha == pytest.approx([float(won) + 1 for won, _ in prompts.counts.values()])
     assert evidence.beta == pytest.approx([float(lost) + 1 for _, lost in prompts.counts.values()])
-    assert all(row.model_version == 3 for row in rows)
+
+    asked = defaultdict(set)  # with a LoRA, a request names the policy's version
+    for request in server.requests:
+        asked[*request["prompt"], *request["token_ids"]].add(int(request["model"].removeprefix("policy-v")))
+    for row in rows:  # the version may have moved on between the loop's look at it and the request
+        assert asked[*row.input_ids.tolist()] & {row.model_version, row.model_version + 1}
 
 
 def test_hard_prompts_get_more_than_easy_ones_once_they_are_known(server, tmp_path):

@@ -109,7 +109,6 @@ class _Round:
                 getattr(group, name).extend(getattr(other, name))
             for column, values in other.reward_kwargs.items():
                 group.reward_kwargs[column].extend(values)
-            group.model_version = min(group.model_version, other.model_version)  # the oldest, as TRL has it
         group.group_id = self.visit.number
         return group
 
@@ -170,6 +169,7 @@ class _KnapsackRolloutLoop(_AsyncRolloutLoop):
         if len(due.returned) < due.rollouts:
             self._total_groups_scored -= 1  # TRL adds one for every call
             return []
+        versions = [one.model_version for one in due.returned]
         whole, visit = due.whole(), due.visit
         # A completion without any token to train has no row, so nothing would say its reward; an empty row does.
         whole.completions_sequences = [
@@ -182,9 +182,10 @@ class _KnapsackRolloutLoop(_AsyncRolloutLoop):
         rewards = np.array([samples[i].metrics["reward"] for i in first])  # (m,)
         self._check_advantages(rewards, np.array([samples[i].advantage for i in first]))
         advantages, std = round_advantages(rewards, visit.rewards)
-        if len(visit.rewards):
-            for sample, advantage in zip(samples, np.repeat(advantages, rows), strict=True):
-                sample.advantage = float(advantage)
+        for sample, rollout in zip(samples, np.repeat(np.arange(len(rows)), rows), strict=True):
+            sample.model_version = versions[rollout]  # else a long round is as stale as its first rollout
+            if len(visit.rewards):
+                sample.advantage = float(advantages[rollout])
                 sample.metrics["reward_std"] = std
 
         success = np.array([samples[i].metrics[self._success_column] for i in first])  # (m,), NaN where not scored
@@ -359,6 +360,11 @@ class KnapsackRolloutWorker(AsyncRolloutWorker):
                 "success_state_path, the checkpoint that is resumed from."
             )
         super().start()
+
+    def stop(self) -> None:
+        if self._process is not None and not self._process.is_alive():
+            self._process = None  # TRL would wait forever for a child that was killed to take note of the stop event
+        super().stop()
 
     def update_model_version(self, model_version: int) -> None:
         super().update_model_version(model_version)
