@@ -3,6 +3,7 @@ What `AsyncGRPOTrainer` needs of vLLM and of a GPU, on a CPU: a server with the 
 transfer that copies into that model, and the tree attention in plain torch.
 """
 
+import contextlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,12 +21,11 @@ class LoopbackVLLM:
         url (`str`): Where it listens.
         requests (`list[dict]`): Payloads of all requests so far, each with the `token_ids` of its answer.
         transfers (`int`): How often weights were received.
-        empty (`int`): Every so many completions one is empty; 0 for none.
     """
 
     def __init__(self, model: str):
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-        self.requests, self.transfers, self.empty = [], 0, 0
+        self.requests, self.transfers = [], 0
         self.lock = threading.Lock()
         served = self
 
@@ -39,7 +39,8 @@ class LoopbackVLLM:
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                with contextlib.suppress(ConnectionError):  # of a worker that has stopped, or was killed
+                    self.wfile.write(body)
 
             def log_message(self, *args):
                 pass
@@ -63,8 +64,6 @@ class LoopbackVLLM:
         ids, log_probs = list(payload["prompt"]), []
         with self.lock, torch.no_grad():
             self.requests.append(payload)
-            if self.empty and len(self.requests) % self.empty == 0:
-                return {"token_ids": [], "logprobs": {"token_logprobs": []}}
             for _ in range(payload["max_tokens"]):
                 logits = self.model(torch.tensor([ids])).logits[0, -1] / payload["temperature"]
                 token = int(torch.multinomial(logits.softmax(-1), 1, generator=generator))

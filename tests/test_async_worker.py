@@ -1,5 +1,6 @@
 """The worker for TRL's asynchronous trainer, on a CPU: real loops, a real server on loopback, real training."""
 
+import asyncio
 import os
 import queue
 import re
@@ -184,26 +185,29 @@ def test_a_rest_that_is_compared_with_its_look_is_unbiased_and_a_whole_group_is_
 # -------------------------------------------------------------------------------- TRL's loop, in a thread of this process
 
 
-def run_loop(server, tmp_path, rollouts, reward_funcs=None, tracker=None, **options):
-    """TRL's loop with our two methods until `rollouts` rows are there; they are returned, with what the tracker was told."""
+def make_loop(server, tmp_path, tracker=None, success_reward_func=None, **options):
+    """TRL's loop with our two methods, as its child process has it."""
     PartialState()  # as TRL's child process does, for accelerate's logger
     context = get_context("spawn")
-    rows, observations, version = queue.Queue(), queue.Queue(), context.Value("i", 0)
-    observations.cancel_join_thread = lambda: None  # of a process; here there is none
-    loop = _KnapsackRolloutLoop(
-        knapsack=RunningKnapsack(**options.pop("knapsack", {})),
+    observations = queue.Queue()
+    observations.cancel_join_thread = lambda: None  # of a queue between processes; here there is one
+    defaults = dict(
+        dataset=tiny_chat.prompts(PROMPTS),
+        reward_funcs=[LoggedReward(tmp_path / "calls.jsonl")],
+        max_tool_calling_iterations=0,
+    )
+    return _KnapsackRolloutLoop(
+        knapsack=RunningKnapsack(),
         success_tracker=tracker or SuccessRateTracker(),
         success_threshold=0.5,
-        success_reward_func=options.pop("success_reward_func", None),
+        success_reward_func=success_reward_func,
         prompt_id_column="name",
         observations=observations,
         model_name="tiny",
-        dataset=options.pop("dataset", tiny_chat.prompts(PROMPTS)),
-        reward_funcs=reward_funcs or [LoggedReward(tmp_path / "calls.jsonl")],
         processing_class=tiny_chat.tokenizer(),
         eos_token_ids=[1],
-        rollout_buffer=rows,
-        model_version_value=version,
+        rollout_buffer=queue.Queue(),
+        model_version_value=context.Value("i", 0),
         heartbeat_value=context.Value("d", 0.0),
         failed_event=context.Event(),
         exception_info_queue=queue.Queue(),
@@ -211,18 +215,25 @@ def run_loop(server, tmp_path, rollouts, reward_funcs=None, tracker=None, **opti
         vllm_server_url=server.url,
         max_inflight_tasks=12,
         max_tokens=4,
-        **{"max_tool_calling_iterations": 0} | options,
+        **{**defaults, **options},
     )
+
+
+def run_loop(server, tmp_path, rollouts, **options):
+    """The loop until `rollouts` rows are there; they are returned, with what the tracker was told."""
+    loop = make_loop(server, tmp_path, **options)
+    rows = loop.rollout_buffer
     thread = threading.Thread(target=loop.run, daemon=True)
     thread.start()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while rows.qsize() < rollouts and thread.is_alive() and time.monotonic() < deadline:
         time.sleep(0.02)
-        version.value += 1  # as after a step
+        loop._model_version_value.value = rows.qsize() // 40  # as if there were a step now and then
+    assert thread.is_alive() and rows.qsize() >= rollouts
     loop._loop.call_soon_threadsafe(loop._stop_event.set)
     thread.join(timeout=30)
     assert not thread.is_alive() and not loop._failed_event.is_set()
-    return [rows.get() for _ in range(rows.qsize())], list(observations.queue), loop
+    return [rows.get() for _ in range(rows.qsize())], list(loop._observations.queue), loop
 
 
 def check_rows(rows, rounds):
@@ -290,12 +301,8 @@ class Graded:
         return [None if len(c[-1].get("content") or "") % 2 else 0.25 for c in completions]
 
 
-def test_several_rewards_forked_rows_and_completions_without_a_token(server, tmp_path, monkeypatch):
-    """
-    Tools that are called in vain fork conversations into several rows; an empty completion has no row, and its reward counts
-    all the same; where all functions say None there is none.
-    """
-    monkeypatch.setattr(server, "empty", 5)
+def test_several_rewards_and_conversations_of_several_rows(server, tmp_path):
+    """Tools that are called in vain fork conversations into several rows; where all functions say None there is no reward."""
     rows, observations, _ = run_loop(
         server,
         tmp_path,
@@ -309,12 +316,48 @@ def test_several_rewards_forked_rows_and_completions_without_a_token(server, tmp
     async_oracle.replay(scored, PROMPTS, 8, 3, 128)  # digit alone decides
     assert any(None in rewards for _, rewards in scored)
     assert [o.trials for o in observations] == [sum(r is not None for r in rewards) for _, rewards in scored]
+    assert len(rows) > sum(len(rewards) for _, rewards in scored)
     assert all(row.completion_mask.any() for row in rows)
-    advantages = defaultdict(set)  # of each conversation, which its rows share
-    for row in rows:
-        advantages[row.group_id, tuple(m.get("content") or "" for m in row.completion)].add(row.metrics["reward"])
-    assert all(len(rewards) == 1 or np.isnan(list(rewards)).any() for rewards in advantages.values())
-    assert len(rows) != sum(o.rollouts for o in observations)
+
+
+def test_a_completion_without_any_row_keeps_its_reward(server, tmp_path):
+    """Our two methods by hand: two prompts at once, whose rollouts come back in turns, and one has no token to train."""
+    loop = make_loop(server, tmp_path)
+    asked = loop._repeat_iterator()
+    names = tiny_chat.prompts(PROMPTS)["name"]
+    easy, digit = [next(asked) for _ in range(3)], [next(asked) for _ in range(6)][3:]  # "e00" and "m02"
+
+    def group(number, row, text):
+        ids = [[5, 6], [7, 8]]
+        sequence = worker_module.TrainingSequence([*ids[0], *ids[1]], [0, 0, 1, 1], [0.0, 0.0, -1.0, -1.0], "")
+        return worker_module.RolloutGroup(
+            prompts=[row["prompt"]],
+            reward_kwargs={"name": [row["name"]]},
+            completions=[[{"role": "assistant", "content": text}]],
+            completions_ids=[ids[1]],
+            completions_sequences=[[sequence] if text != "3" else []],
+            tool_call_counts=[0],
+            tool_failure_counts=[0],
+            model_version=number,
+            group_id=number,
+            env_rewards=[],
+            rollout_rewards=[None],
+        )
+
+    async def score(rollout, text):
+        return await loop._score_group(group(*rollout, text))
+
+    async def run():
+        assert [await score(rollout, "1") for rollout in (easy[0], digit[0], digit[1], easy[1])] == [[]] * 4
+        return await score(digit[2], "3"), await score(easy[2], "1")
+
+    of_digit, of_easy = asyncio.run(run())
+    assert [row.group_id for row in of_digit] == [2, 2] and [row.group_id for row in of_easy] == [0, 0, 0]
+    assert [row.model_version for row in of_easy] == [0, 1, 2]
+    assert calls(tmp_path / "calls.jsonl") == [(2, [0.0, 0.0, 0.0]), (0, [1.0, 1.0, 1.0])]
+    assert [o[:4] for o in loop._observations.queue] == [(names[2], 0, 3, 3), (names[0], 3, 3, 3)]
+    rest = [next(asked)[1]["name"] for _ in range(5)]
+    assert rest == [names[2]] * 5  # of the first that was decided upon, before any further look
 
 
 # -------------------------------------------------------------------------------------------------------- what is refused
