@@ -16,6 +16,7 @@ from oracle import greedy
 from trl_knapsack import KnapsackGRPOConfig, RolloutHistory, SuccessRateTracker, allocate
 from trl_knapsack.allocation import BetaBeliefs, marginal_gains
 from trl_knapsack.cli import COMMANDS, main
+from trl_knapsack.evaluation import EvaluationResults, ProblemResult
 from trl_knapsack.tracking import STATE_FILE
 
 
@@ -412,6 +413,30 @@ def test_inspect_finds_the_hardest_the_stuck_and_the_dear(run, run_folder):
     assert out.count("stuck  ") == 4 and "lazy" not in out  # one prompt in each of the four tables
     code, out, _ = run("inspect", run_folder, "--stuck_after", 43)
     assert "never a success: none" in out
+
+
+def test_inspect_reads_the_results_of_an_evaluation_and_a_probe(run, run_folder, tmp_path):
+    """They end in .jsonl as a history does; the error for a path that is not there recommends them."""
+    problems = [
+        ProblemResult("solved", (1.0, 1.0)),
+        ProblemResult("half", (1.0, 0.0)),
+        ProblemResult("never", (0.0, 0.0)),
+    ]
+    EvaluationResults(problems).save(tmp_path / "results.jsonl")
+    (tmp_path / "rates.jsonl").write_text(
+        '{"id": "solved", "c": 2, "n": 2}\n{"id": "half", "c": 1, "n": 2}\n{"id": "never", "c": 0, "n": 2}\n'
+    )
+    for name in ("results.jsonl", "rates.jsonl"):
+        code, out, err = run("inspect", tmp_path / name, "--json")
+        assert (code, err) == (0, ""), name
+        said = json.loads(out)
+        assert said["from"] == "state" and said["prompts"] == 3
+        assert [prompt["prompt"] for prompt in said["hardest"]] == ["never", "half", "solved"]
+    history = (run_folder / "knapsack_records.jsonl").rename(tmp_path / "mine.jsonl")
+    code, out, _ = run("inspect", history, "--json")
+    assert code == 0 and json.loads(out)["steps"] == 3  # a history under another name
+    (tmp_path / "knapsack_records.jsonl").write_text('{"id": "a"}\n')
+    assert "is not a generation batch" in run("inspect", tmp_path / "knapsack_records.jsonl")[2]
 
 
 def test_inspect_a_state_says_what_it_cannot_know(run, run_folder):
