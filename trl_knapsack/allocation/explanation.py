@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._notebook import html_table
-from ..errors import missing_extra
+from ..errors import require_matplotlib
 from .allocator import Allocation, check_budget, equal_shares
 from .arrays import ArrayRecord
 from .difficulty import FINE_EDGES, classify
@@ -122,10 +122,8 @@ class Explanation(ArrayRecord):
         Raises:
             `ImportError`: if matplotlib is missing.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise missing_extra("Plots need matplotlib", "plots") from error
+        require_matplotlib()
+        from matplotlib.figure import Figure
 
         figure = Figure(figsize=(12, 3.6), layout="constrained")
         many, last, bars = figure.subplots(1, 3, width_ratios=(3, 3, 2))
