@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -353,6 +354,9 @@ def test_what_is_overridden_works_without_init(monkeypatch):
     trainer = object.__new__(KnapsackGRPOTrainer)
     monkeypatch.setattr(GRPOTrainer, "_generate", lambda self, prompts: ("generated", prompts))
     assert trainer._generate(["a"]) == ("generated", ["a"])
+
+    trainer.args, trainer.hp_search_backend = SimpleNamespace(output_dir="out"), None
+    assert trainer._run_folder() == "out"  # transformers sets the trial when training begins
 
     rewards = torch.zeros(2, 1)
     monkeypatch.setattr(GRPOTrainer, "_calculate_rewards", lambda self, *args: rewards)

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import os
 import re
 import shlex
@@ -12,9 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from oracle import greedy
 
 from trl_knapsack import KnapsackGRPOConfig, RolloutHistory, SuccessRateTracker, allocate
+from trl_knapsack.allocation import BetaBeliefs, marginal_gains
 from trl_knapsack.cli import COMMANDS, main
+from trl_knapsack.evaluation import EvaluationResults, ProblemResult
 from trl_knapsack.tracking import STATE_FILE
 
 
@@ -277,25 +279,13 @@ def test_a_reader_that_stops_is_no_error(rates):
 # ---------------------------------------------------------------------------------------------------------- allocate
 
 
-def greedy(alpha, beta, budget, low=2, high=128):
-    """Best counts under beliefs, one rollout at a time; expected gains by the moments of the Beta distribution."""
-
-    def moment(a, b, i, j):  # E[p^i (1-p)^j]
-        top = [a + k for k in range(i)] + [b + k for k in range(j)]
-        return math.prod(x / (a + b + k) for k, x in enumerate(top))
-
-    def gain(a, b, n):  # E[p (1-p)^2 (p^n (1-p) + (1-p)^n p)]
-        return moment(a, b, n + 1, 3) + moment(a, b, 2, n + 2)
-
-    counts = [low] * len(alpha)
-    while sum(counts) < budget:
-        gains = [gain(a, b, n) if n < high else -1 for a, b, n in zip(alpha, beta, counts, strict=True)]
-        counts[int(np.argmax(gains))] += 1
-    return counts
+def best(alphas, betas, budget):
+    """Best counts under beliefs within the bounds that `allocate` has by default."""
+    return greedy(alphas, betas, budget, low=2, high=128)
 
 
 def test_allocate_gives_the_best_counts_for_what_is_believed(run, rates, tmp_path):
-    expected = greedy([1, 2, 5, 9], [9, 8, 5, 1], 32)
+    expected = best([1, 2, 5, 9], [9, 8, 5, 1], 32)
     code, out, err = run("allocate", rates, "--budget", 32, "--json", "--output", tmp_path / "counts.csv")
     said = json.loads(out)
     assert (code, err) == (0, "")
@@ -332,13 +322,28 @@ def test_allocate_takes_every_kind_of_table(run, tmp_path):
 
     rates = "success_rate\n0.0\n0.1\n0.4\n0.9\n1.0\n"
     assert counts(rates) == [2, 24, 9, 3, 2]  # as in the README
-    assert counts("alpha\tbeta\n0.5\t8.5\n4.5\t4.5\n", name="t.tsv") == greedy([0.5, 4.5], [8.5, 4.5], 40)
+    assert counts("alpha\tbeta\n0.5\t8.5\n4.5\t4.5\n", name="t.tsv") == best([0.5, 4.5], [8.5, 4.5], 40)
     assert counts(rates, "--allocation", "uniform") == [8] * 5
     assert counts(rates, "--allocation", "filter") == [2, 12, 12, 12, 2]
     assert counts(rates, "--max_generations", 12) == [2, 12, 12, 12, 2]  # nothing to gain at 0 and 1
     trials = "successes,trials\n2,4\n0,0\n"
-    assert counts(trials) == greedy([3, 1], [3, 1], 40)
-    assert counts(trials, "--success_prior", 1, 3) == greedy([3, 1], [5, 3], 40)
+    assert counts(trials) == best([3, 1], [3, 1], 40)
+    assert counts(trials, "--success_prior", 1, 3) == best([3, 1], [5, 3], 40)
+
+
+@pytest.mark.parametrize("rule", ["uniform", "filter"])
+def test_allocate_prices_equal_shares_in_the_units_of_the_value(run, rates, rule):
+    prices = {}
+    for value in ("knapsack", "variance"):
+        code, out, err = run(
+            "allocate", rates, "--num_generations", 8, "--allocation", rule, "--value", value, "--json"
+        )
+        assert code == 0, err
+        said = json.loads(out)
+        counts = [prompt["generations"] for prompt in said["prompts"]]
+        prices[value] = marginal_gains(BetaBeliefs([1, 2, 5, 9], [9, 8, 5, 1]), counts, value).max()
+        assert said["shadow_price"] == pytest.approx(prices[value])
+    assert prices["variance"] > 1.2 * prices["knapsack"]
 
 
 def test_the_prior_and_decay_of_a_run_are_the_defaults_everywhere(run, tmp_path):
@@ -408,6 +413,30 @@ def test_inspect_finds_the_hardest_the_stuck_and_the_dear(run, run_folder):
     assert out.count("stuck  ") == 4 and "lazy" not in out  # one prompt in each of the four tables
     code, out, _ = run("inspect", run_folder, "--stuck_after", 43)
     assert "never a success: none" in out
+
+
+def test_inspect_reads_the_results_of_an_evaluation_and_a_probe(run, run_folder, tmp_path):
+    """They end in .jsonl as a history does; the error for a path that is not there recommends them."""
+    problems = [
+        ProblemResult("solved", (1.0, 1.0)),
+        ProblemResult("half", (1.0, 0.0)),
+        ProblemResult("never", (0.0, 0.0)),
+    ]
+    EvaluationResults(problems).save(tmp_path / "results.jsonl")
+    (tmp_path / "rates.jsonl").write_text(
+        '{"id": "solved", "c": 2, "n": 2}\n{"id": "half", "c": 1, "n": 2}\n{"id": "never", "c": 0, "n": 2}\n'
+    )
+    for name in ("results.jsonl", "rates.jsonl"):
+        code, out, err = run("inspect", tmp_path / name, "--json")
+        assert (code, err) == (0, ""), name
+        said = json.loads(out)
+        assert said["from"] == "state" and said["prompts"] == 3
+        assert [prompt["prompt"] for prompt in said["hardest"]] == ["never", "half", "solved"]
+    history = (run_folder / "knapsack_records.jsonl").rename(tmp_path / "mine.jsonl")
+    code, out, _ = run("inspect", history, "--json")
+    assert code == 0 and json.loads(out)["steps"] == 3  # a history under another name
+    (tmp_path / "knapsack_records.jsonl").write_text('{"id": "a"}\n')
+    assert "is not a generation batch" in run("inspect", tmp_path / "knapsack_records.jsonl")[2]
 
 
 def test_inspect_a_state_says_what_it_cannot_know(run, run_folder):

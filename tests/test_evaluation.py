@@ -332,6 +332,54 @@ def test_what_was_sampled_survives_a_reward_function_that_fails(model, tmp_path,
     assert len(sampled) == 8
 
 
+def test_an_error_after_sampling_has_the_completions(model, tmp_path, monkeypatch):
+    """Nobody asked to keep them, and sampling took longest."""
+    from trl_knapsack.evaluation import policy
+
+    def broken(completions, **kwargs):
+        raise ZeroDivisionError("a mistake of the user")
+
+    def interrupted(completions):
+        raise KeyboardInterrupt
+
+    def reward(completions, **kwargs):
+        return [float("1" in completion) for completion in completions]
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    settings = dict(num_generations=2, **QUIET)
+    found = evaluate_policy(model, problems(), reward, keep_completions=True, **settings)
+    assert not list(tmp_path.iterdir())  # all went well
+    with pytest.raises(ZeroDivisionError) as caught:
+        evaluate_policy(model, problems(), broken, **settings)
+    assert caught.value.completions == [list(problem.completions) for problem in found.problems]
+    (note,), (path,) = caught.value.__notes__, tmp_path.iterdir()
+    number = 2 * len(found.problems)
+    assert (
+        note.startswith(f"The {number} completions that were sampled are ")
+        and f"completions_path={str(path)!r}" in note
+    )
+    with pytest.raises(KeyboardInterrupt) as caught:
+        evaluate_policy(model, problems(), reward, answer_func=interrupted, **settings)
+    assert len(caught.value.completions) == len(found.problems)
+
+    monkeypatch.setattr(policy, "sample_completions", lambda *args, **kwargs: pytest.fail("sampled again"))
+    again = evaluate_policy(model, problems(), reward, completions_path=path, keep_completions=True, **settings)
+    assert again.problems == found.problems
+    with pytest.raises(ZeroDivisionError) as caught:
+        evaluate_policy(model, problems(), broken, completions_path=path, **settings)
+    assert f"and in {path}" in caught.value.__notes__[0]
+
+
+def test_an_error_after_sampling_with_a_loaded_model_has_the_completions(model, tmp_path, monkeypatch):
+    """No later call could know that it is the same model, so there is no file."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    loaded = AutoModelForCausalLM.from_pretrained(model)
+    with pytest.raises(ValueError, match="returned 1 rewards") as caught:
+        evaluate_policy(loaded, problems(), lambda **_: [1.0], num_generations=2, **QUIET)
+    assert {len(texts) for texts in caught.value.completions} == {2} and not list(tmp_path.iterdir())
+    assert caught.value.__notes__[0].endswith("`completions`, a list of texts for each problem.")
+
+
 def test_a_model_that_is_not_there_is_a_sentence():
     with pytest.raises(ValueError, match="No tokenizer of ./nowhere: ") as caught:
         evaluate_policy("./nowhere", problems(), lambda **_: [], **QUIET)

@@ -4,8 +4,11 @@ import ast
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 
@@ -62,6 +65,53 @@ def test_imports_point_down():
                 )
                 checked += 1
     assert checked > 30
+
+
+def path_of(start: str) -> list[str]:
+    """The calls that the page names on the path that begins with `start`."""
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    return re.findall(r"`(\w+)`", re.search(rf"^\| {start} \| \w+ \| (.*) \|$", text, re.MULTILINE)[1])
+
+
+@pytest.mark.parametrize("start", ["evidence", "rewards"])
+def test_the_paths_name_what_is_there(start):
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in PACKAGE.rglob("*.py")]
+    defined = {node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    assert len(path_of(start)) > 4 and set(path_of(start)) <= defined
+
+
+def test_the_path_from_evidence_to_counts_is_the_one_on_the_page(monkeypatch):
+    """Who called whom when the kernel is reached; the rule itself is no name on the page."""
+    from trl_knapsack.allocation import BetaBeliefs, Evidence, PosteriorRule, selection
+    from trl_knapsack.allocation.looks import BatchSharing
+    from trl_knapsack.training.decision import decide
+
+    called = []
+
+    def collect(*args):
+        frame = sys._getframe()
+        names = []
+        while frame and "decide" not in names:
+            names.append(frame.f_code.co_name)
+            frame = frame.f_back
+        called.append([name for name in reversed(names) if name != "__call__"])
+        return kernel(*args)
+
+    kernel = selection.collect
+    monkeypatch.setattr(selection, "collect", collect)
+    beliefs, none = BetaBeliefs([1.0, 3.0, 6.0], [5.0, 3.0, 1.0]), np.zeros(3, int)
+    evidence = Evidence(("a", "b", "c"), beliefs.alpha, beliefs.beta, beliefs.mean, none + 1, none + 1.0)
+    one_rank = SimpleNamespace(is_main_process=True, num_processes=1)
+    decide(BatchSharing(PosteriorRule(), 2, 20), evidence, none, 3, 24, 0, one_rank)
+    assert called == [path_of("evidence")]
+
+
+def test_a_decision_holds_what_the_page_says():
+    from trl_knapsack.training.decision import Decision
+
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    said = re.search(r"one frozen `Decision`:(.*?)\.\n", text, re.DOTALL)[1]
+    assert re.findall(r"`(\w+)`", said) == [field.name for field in fields(Decision)]
 
 
 def test_every_folder_says_what_it_is_for():

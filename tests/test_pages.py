@@ -127,6 +127,9 @@ def test_sessions_print_what_the_page_says(page, clone, monkeypatch, capsys):
 MODULES = [module.name for module in pkgutil.walk_packages(trl_knapsack.__path__, "trl_knapsack.")]
 
 
+PUBLIC = ["allocation", "errors", "evaluation", "hub", "reporting", "simulation", "tracking", "training"]
+
+
 class FencedExamples(doctest.DocTestParser):
     """`>>>` in a Markdown fence: else the closing fence is read as output."""
 
@@ -148,6 +151,46 @@ def test_examples_in_docstrings(module, clone, chat_model, monkeypatch):
                 run_python(code, namespace, chat_model)
             elif ">>>" not in code:  # a fragment
                 compile(code, test.name, "exec")
+
+
+def test_the_api_page_names_what_is_public_and_nothing_else():
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert "automodule" not in page  # it would bring names along that the page does not show
+    said, module = {}, None
+    for directive, argument in re.findall(r"^\.\. (\w+):: ([\w.]+)", page, re.MULTILINE):
+        if directive == "currentmodule":
+            module = argument
+        else:
+            assert argument not in said, argument
+            said[argument] = getattr(importlib.import_module(module), argument)
+    public = {}
+    for package in ["", *PUBLIC]:
+        module = importlib.import_module(f"trl_knapsack{package and '.'}{package}")
+        public |= {name: getattr(module, name) for name in module.__all__}
+    assert said.keys() == public.keys()
+    assert all(said[name] is public[name] for name in said)
+
+
+def test_whatever_has_public_names_says_so():
+    modules = {name.split(".")[1] for name in MODULES if name.count(".") == 1 and not name.endswith("__main__")}
+    assert {name for name in modules if hasattr(importlib.import_module(f"trl_knapsack.{name}"), "__all__")} == set(
+        PUBLIC
+    )
+
+
+def test_the_page_names_every_lower_bound():
+    """What `setup.py` declares, and the version that `constraints.txt` names, as far as it does."""
+    page = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8").split("## Lower bounds")[1]
+    said = {name: cells for name, *cells in re.findall(r"^\| (\w+) \| ([^|]*) \| ([^|]*) \|$", page, re.MULTILINE)[1:]}
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    declared = dict(re.findall(r'"([\w-]+)(?:>=)?([\d.]*)"', setup.split("install_requires=[")[1].split("]")[0]))
+    assert said.keys() == declared.keys()
+    tested = dict(
+        re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    for name, (bound, version) in said.items():
+        assert declared[name] == (bound if bound[0].isdigit() else ""), name
+        assert tested.get(name, version).startswith(version), name
 
 
 def test_every_option_is_described_with_its_default():

@@ -10,7 +10,7 @@ import textwrap
 import numpy as np
 from histories import record_by_hand
 
-from trl_knapsack.training.progress import budgets_by_rate, progress_line
+from trl_knapsack.training.progress import budget_bars, progress_line
 
 
 LOGS = {
@@ -41,7 +41,7 @@ def test_a_narrow_terminal_gets_what_matters_most():
 
 def test_bars_are_mean_budgets_by_believed_rate():
     record = record_by_hand()
-    bars = budgets_by_rate(record)
+    bars = budget_bars(record)
     rates = record.evidence.alpha / (record.evidence.alpha + record.evidence.beta)
     places = np.minimum((10 * rates).astype(int), 9)
     assert len(bars) == 10

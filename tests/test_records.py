@@ -5,6 +5,7 @@ import oracle
 import pytest
 from histories import record_by_hand
 
+from trl_knapsack.allocation.difficulty import RANGES
 from trl_knapsack.tracking.records import difficulty
 from trl_knapsack.training.plan import plan_rollouts
 
@@ -91,6 +92,10 @@ def test_plan_of_equal_counts_is_the_order_of_trls_sampler():
 def test_plan_needs_equal_ranks():
     with pytest.raises(ValueError, match="7 rollouts can't be shared out equally over 2 ranks"):
         plan_rollouts([3, 4], num_ranks=2)
+
+
+def test_difficulty_classes_say_their_rates():
+    assert RANGES == ("p = 0", "(0, 0.2]", "(0.2, 0.8)", "[0.8, 1)", "p = 1")
 
 
 def test_difficulty_classes_of_the_paper():

@@ -26,7 +26,7 @@ from trl_knapsack import (
     get_rule,
 )
 from trl_knapsack.allocation import Explanation, explain
-from trl_knapsack.evaluation import EvaluationResults, evaluate_policy
+from trl_knapsack.evaluation import EvaluationResults, Interval, evaluate_policy, mcnemar, paired_bootstrap, pass_at_k
 
 
 def reward(completions: list[str], solution: list[str], **kwargs) -> list[float | None]:
@@ -93,3 +93,12 @@ def measure(dataset: Dataset) -> None:
     results = evaluate_policy("model", dataset, reward, num_generations=8)
     assert_type(results, EvaluationResults)
     assert_type(results[0].n, int)
+
+
+def compared(ours: list[bool], theirs: NDArray[np.bool_]) -> None:
+    assert_type(pass_at_k(8, 3, k=2), float)
+    assert_type(pass_at_k([8, 8], [3, 1], k=2), float | np.ndarray)
+    assert_type(paired_bootstrap(ours, theirs), Interval)
+    assert_type(mcnemar(ours, theirs), dict[str, float])
+    paired_bootstrap(ours)  # pyright: ignore[reportCallIssue]
+    pass_at_k(8, 3, k="2")  # pyright: ignore[reportCallIssue, reportArgumentType]

@@ -5,6 +5,11 @@ Each is also the built-in error that it resembles, so `except ValueError` works 
 line; anything else, a reward function's own `ValueError` for example, keeps its traceback.
 """
 
+from typing import Any
+
+
+__all__ = ["HubError", "InvalidInputError", "KnapsackError", "MissingDependencyError", "MissingFileError"]
+
 
 class KnapsackError(Exception):
     """Any error of this package."""
@@ -35,6 +40,15 @@ def missing_extra(what: str, extra: str) -> MissingDependencyError:
         extra (`str`): The extra of this package that has it.
     """
     return MissingDependencyError(f"{what}, which is not installed; run `{install_command(extra)}`.")
+
+
+def require_matplotlib() -> Any:
+    """matplotlib, or an `ImportError` that says how to get it."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise missing_extra("Plots need matplotlib", "plots") from error
+    return matplotlib
 
 
 def install_command(extra: str) -> str:

@@ -21,6 +21,8 @@ from .errors import InvalidInputError
 from .tracking.tracker import SuccessRateTracker
 
 
+__all__ = ["Prompts", "Simulation", "simulate"]
+
 #: Mixes of success rates by name: what draws `P` of them.
 MIXES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     # three prompts in four nearly solved, the rest hard: late in training, the paper's case
@@ -271,7 +273,7 @@ def mean_and_halfwidth(samples: np.ndarray) -> tuple[float, float]:
 
 
 def _rule(name: str) -> Callable | None:
-    """A rule by name; None for the oracle, which is no policy: it knows what no tracker does."""
+    """A rule by name; None for the oracle, which is no rule: it knows what no tracker does."""
     if name not in ALLOCATIONS:
         raise InvalidInputError(
             f"allocation {name!r} is not known; choose one of {', '.join(map(repr, ALLOCATIONS))}."

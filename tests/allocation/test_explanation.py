@@ -1,7 +1,17 @@
 import numpy as np
 import pytest
 
-from trl_knapsack.allocation import BetaBeliefs, allocate, difficulty, expected_values, explain
+from trl_knapsack.allocation import (
+    BetaBeliefs,
+    Evidence,
+    MixedGroupValue,
+    PaperRule,
+    WeightedSum,
+    allocate,
+    difficulty,
+    expected_values,
+    explain,
+)
 
 
 RATES = np.array([0.0, 0.02, 0.1, 0.4, 0.5, 0.9, 1.0, 1.0])
@@ -25,6 +35,26 @@ def test_totals_are_those_of_the_rules():
     assert totals["allocation"] == pytest.approx(allocation.value) == totals["bound"]
     assert totals["uniform"] == pytest.approx(expected_values(RATES, [8] * 8).sum())
     assert totals["uniform"] < totals["paper"] <= totals["allocation"]
+
+
+@pytest.mark.parametrize("value", ["variance", "root", MixedGroupValue(2, 1)])
+def test_the_papers_rule_shares_out_by_the_same_value(value):
+    """Else a run of it in these units would be set beside one that optimises something else."""
+    rates = np.array([0.05, 0.1, 0.4, 0.5, 0.8, 0.9])
+    one = np.ones(6)
+    seen = Evidence(tuple("abcdef"), 1 + rates, 2 - rates, rates, one.astype(int), one)
+    allocation = PaperRule(value)(seen, 48, 2, 128)
+    assert allocation.counts.tolist() != PaperRule()(seen, 48, 2, 128).counts.tolist()
+    totals = explain(allocation, rates, value=value).totals
+    assert totals["paper"] == pytest.approx(totals["allocation"], rel=1e-12)
+
+
+def test_a_value_of_the_users_own_is_compared_with_the_papers_rule_as_published():
+    """Such a value is made for these prompts in this order, and the rule shares out by knapsack among some of them."""
+    value = WeightedSum([(1.0, np.arange(1.0, 9.0))])
+    totals = explain(allocate(RATES, 64, value=value), RATES, value=value).totals
+    counts = PaperRule().share(RATES, 64, np.full(8, 2), np.full(8, 128))
+    assert totals["paper"] == pytest.approx(expected_values(RATES, counts, value).sum(), rel=1e-12)
 
 
 def test_gains_surround_the_shadow_price():

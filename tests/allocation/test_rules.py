@@ -17,12 +17,12 @@ from trl_knapsack.allocation import (
     UniformRule,
     WeightedSum,
     allocate,
-    check_rule,
     checked_allocation,
     expected_values,
     get_rule,
     marginal_gains,
 )
+from trl_knapsack.allocation.rules import check_rule
 from trl_knapsack.errors import InvalidInputError
 
 

@@ -11,7 +11,6 @@ from .rules import (
     PaperRule,
     PosteriorRule,
     UniformRule,
-    check_rule,
     checked_allocation,
     get_rule,
 )
@@ -45,7 +44,6 @@ __all__ = [
     "Value",
     "WeightedSum",
     "allocate",
-    "check_rule",
     "checked_allocation",
     "difficulty",
     "expected_values",

@@ -11,6 +11,15 @@ DIFFICULTIES = ("extremely_hard", "hard", "medium", "easy", "extremely_easy")
 EDGES = np.array([0.2, 0.8])
 FINE_EDGES = np.array([0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95])
 
+#: The classes' success rates as text, in the order of [`DIFFICULTIES`].
+RANGES = (
+    "p = 0",
+    "(0, {:g}]".format(*EDGES[:1]),
+    "({:g}, {:g})".format(*EDGES),
+    "[{:g}, 1)".format(*EDGES[1:]),
+    "p = 1",
+)
+
 
 def difficulty(success_rate: np.ndarray) -> np.ndarray:
     """

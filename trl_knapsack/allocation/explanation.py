@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._notebook import html_table
-from ..errors import missing_extra
+from ..errors import require_matplotlib
 from .allocator import Allocation, check_budget, equal_shares
 from .arrays import ArrayRecord
 from .difficulty import FINE_EDGES, classify
 from .evidence import BetaBeliefs
 from .rules import PaperRule
-from .values import Value, check_rates, expected_values, judge
+from .values import MixedGroupValue, Value, check_rates, expected_values, judge
 
 
 if TYPE_CHECKING:
@@ -122,10 +122,8 @@ class Explanation(ArrayRecord):
         Raises:
             `ImportError`: if matplotlib is missing.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise missing_extra("Plots need matplotlib", "plots") from error
+        require_matplotlib()
+        from matplotlib.figure import Figure
 
         figure = Figure(figsize=(12, 3.6), layout="constrained")
         many, last, bars = figure.subplots(1, 3, width_ratios=(3, 3, 2))
@@ -175,7 +173,9 @@ def explain(
     Args:
         allocation ([`Allocation`]): What to explain.
         success_rates (`np.ndarray` of shape `(P,)` or [`BetaBeliefs`]): What was known about the prompts.
-        value ([`~trl_knapsack.allocation.values.Value`], *optional*, defaults to `"knapsack"`): Values are compared in its units.
+        value ([`~trl_knapsack.allocation.values.Value`], *optional*, defaults to `"knapsack"`):
+            Values are compared in its units. The paper's rule shares out by it, too, where it is a name or a
+            [`MixedGroupValue`]; beside any other value, it is the rule as published, with `"knapsack"`.
         min_generations (`int` or `(P,)`, *optional*, defaults to 2): As in [`~trl_knapsack.allocation.allocate`].
         max_generations (`int` or `(P,)`, *optional*, defaults to 128): As in [`~trl_knapsack.allocation.allocate`].
         last_rates (`(P,)`, *optional*):
@@ -210,7 +210,9 @@ def explain(
     values, next_gains = judge(success_rates, counts, value)
     _, last_gains = judge(success_rates, np.maximum(counts - 1, 0), value)
     visited = rates if last_rates is None else _means(check_rates(last_rates))
-    rules = {"uniform": equal_shares(low, high, budget), "paper": PaperRule().share(visited, budget, low, high)}
+    # Any other value is made for these prompts in this order, and the rule shares out among some of them at a time.
+    paper = PaperRule(value if isinstance(value, str | MixedGroupValue) else "knapsack")
+    rules = {"uniform": equal_shares(low, high, budget), "paper": paper.share(visited, budget, low, high)}
     totals = {name: float(expected_values(success_rates, other, value).sum()) for name, other in rules.items()}
     totals |= {"allocation": float(values.sum()), "bound": allocation.upper_bound}
     return Explanation(allocation, rates, values, last_gains, next_gains, totals)

@@ -97,27 +97,28 @@ class BatchSharing:
         if not decided.any():
             return SharedBatch(counts, looks, leaves, None)
 
-        allocation = self._decide(evidence.take(decided), before[decided], num_new, free, room)
+        known, had = evidence.take(decided), before[decided]
+        low: Any = np.maximum(had, self.min_generations)
+        rows = int(had.sum()) + self._rows_to_share(len(known), num_new, free, int((low - had).sum()), room)
+        if not had.any():
+            low = self.min_generations  # one number, as a rule of the user's own may expect where there are no looks
+        allocation = checked_allocation(self.rule, known, rows, low, self.max_generations)
         more = np.zeros_like(counts)
-        more[decided] = allocation.counts - before[decided]
+        more[decided] = allocation.counts - had
         if self.batches == 1:  # all that is decided is also given
             return SharedBatch(counts + more, looks, decided, allocation)
         self._give(counts, leaves, more, before, decided, free)
         return SharedBatch(counts, looks, leaves, allocation)
 
-    def _decide(self, evidence: Evidence, before: np.ndarray, num_new: int, free: int, room: int) -> Allocation:
-        """Totals for those decided upon, `(D,)`, their looks included."""
-        low: Any = np.maximum(before, self.min_generations)
-        rows = free
-        if self.batches > 1:
-            # Each batch brings as many prompts as leave, on average. The factor keeps their number near `batches` times
-            # that of a batch: with fewer, a prompt gets more, so that they leave later, and with more the reverse.
-            filled = len(evidence) / num_new
-            rows = round(free * filled * max(0.0, 2.0 - filled / self.batches))
-            rows = min(max(rows, free, int((low - before).sum())), room)
-        if not before.any():
-            low = self.min_generations  # one number, as a rule of the user's own may expect where there are no looks
-        return checked_allocation(self.rule, evidence, int(before.sum()) + rows, low, self.max_generations)
+    def _rows_to_share(self, waiting: int, num_new: int, free: int, least: int, room: int) -> int:
+        """Rows that those decided upon share, in this batch and in later ones: from `least`, and `free`, to `room`."""
+        if self.batches == 1:
+            return free
+        # Each batch brings as many prompts as leave, on average. The factor keeps their number near `batches` times
+        # that of a batch: with fewer, a prompt gets more, so that they leave later, and with more the reverse.
+        filled = waiting / num_new
+        rows = round(free * filled * max(0.0, 2.0 - filled / self.batches))
+        return min(max(rows, free, least), room)
 
     def _give(
         self,

@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,7 @@ def evaluate_policy(
             JSON lines file in which the sampled token ids are kept before they are scored, so that a reward function
             that fails costs no sampling. The next call takes them from there, if model, prompts and sampling are the
             same; a folder whose files have changed is another model, and a loaded model is never taken for the same.
+            Without it they are kept only if scoring fails, in a temporary file.
         **sampling:
             `num_generations`, `temperature`, `max_completion_length`, `seed`, `batch_size`, `use_vllm` and more, see
             [`sample_completions`].
@@ -77,6 +79,8 @@ def evaluate_policy(
     Raises:
         `ValueError`: if a row has no prompt, two rows have one id, or the reward function returns another number of
             rewards than it got completions.
+        What `reward_func` and `answer_func` raise gets the texts of the completions, a list for each problem, as an
+        attribute `completions`, and a note that says in which file they are.
 
     Example:
         ```python
@@ -92,32 +96,60 @@ def evaluate_policy(
     EvaluationResults(ProblemResult(key, ()) for key in keys)  # duplicate ids are reported before hours of sampling
     tokenizer = tokenizer or load_tokenizer(model)
     prompts = [row["prompt"] for row in rows]
-    if completions_path is None:
+    source = _source(model, tokenizer, prompts, sampling)
+    kept = None if completions_path is None else Path(completions_path)
+    completion_ids = None if kept is None else _kept_completions(kept, source)
+    if completion_ids is None:
         completion_ids = sample_completions(model, prompts, tokenizer=tokenizer, **sampling)
-    else:
-        source = _source(model, tokenizer, prompts, sampling)
-        completion_ids = _kept_completions(Path(completions_path), source)
-        if completion_ids is None:
-            completion_ids = sample_completions(model, prompts, tokenizer=tokenizer, **sampling)
-            _keep_completions(Path(completions_path), source, keys, completion_ids)
+        if kept is not None:
+            _keep_completions(kept, source, keys, completion_ids)
     texts = [tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in completion_ids]
-    rewards = _rewards(reward_func, rows, texts, completion_ids)
+    try:
+        rewards = _rewards(reward_func, rows, texts, completion_ids)
+        answers = [[None] * len(own) if answer_func is None else answer_func(own) for own in texts]
+    except BaseException as error:  # Ctrl-C too, while a reward function hangs
+        vars(error)["completions"] = texts
+        error.add_note(_where_completions_are(kept, source, keys, completion_ids))
+        raise
 
     problems = []
-    for key, own_texts, own_rewards, own_ids in zip(keys, texts, rewards, completion_ids, strict=True):
-        answers = answer_func(own_texts) if answer_func is not None else [None] * len(own_texts)
+    for key, own_texts, own_rewards, own_answers, own_ids in zip(
+        keys, texts, rewards, answers, completion_ids, strict=True
+    ):
         scored = {i: float(r) for i, r in enumerate(own_rewards) if r is not None and not math.isnan(r)}
         problems.append(
             ProblemResult(
                 id=key,
                 rewards=tuple(scored.values()),
-                answers=tuple(answers[i] for i in scored) if answer_func is not None else None,
+                answers=tuple(own_answers[i] for i in scored) if answer_func is not None else None,
                 completions=tuple(own_texts[i] for i in scored) if keep_completions else None,
                 threshold=success_threshold,
                 tokens=sum(len(own_ids[i]) for i in scored),
             )
         )
     return EvaluationResults(problems)
+
+
+def _where_completions_are(
+    kept: Path | None, source: dict, keys: list[str], completion_ids: list[list[list[int]]]
+) -> str:
+    """
+    A sentence that goes with an error after sampling. Completions that nobody asked to keep are written now, to a file for
+    temporary ones: a library has no business writing them where all goes well, and a process that ends loses the rest.
+    """
+    number = sum(map(len, completion_ids))
+    here = f"The {number:,} completions that were sampled are this error's attribute `completions`"
+    if source["model"] is None:
+        return f"{here}, a list of texts for each problem."
+    try:
+        if kept is None:
+            handle, name = tempfile.mkstemp(prefix="completions-", suffix=".jsonl")
+            os.close(handle)
+            kept = Path(name)
+            _keep_completions(kept, source, keys, completion_ids)
+    except OSError as error:
+        return f"{here}, and could not be written to a file ({error})."
+    return f"{here}, and in {kept}: with completions_path={str(kept)!r} the next call takes them from there."
 
 
 def check_prompts(rows: Iterable[Mapping[str, Any]]) -> None:

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import comb
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from ..errors import InvalidInputError
@@ -33,7 +34,11 @@ class Interval:
         return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def pass_at_k(n, c, k: int):
+@overload
+def pass_at_k(n: int, c: int, k: int) -> float: ...
+@overload
+def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> float | np.ndarray: ...
+def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> float | np.ndarray:
     r"""
     Probability that at least one of `k` completions is right, estimated without bias from `n` completions of which `c`
     are right (Chen et al., 2021, [Evaluating Large Language Models Trained on Code](https://huggingface.co/papers/2107.03374)):
@@ -143,7 +148,7 @@ def _wins(own: int, others: list[int], abstentions: int, k: int) -> Fraction:
 
 
 def bootstrap_interval(
-    values, *, confidence_level: float = 0.95, n_resamples: int = 9999, seed: int | None = 0
+    values: ArrayLike, *, confidence_level: float = 0.95, n_resamples: int = 9999, seed: int | None = 0
 ) -> Interval:
     """
     Mean of `values` with its bias-corrected and accelerated bootstrap interval (`scipy.stats.bootstrap`). One value per
@@ -176,7 +181,7 @@ def bootstrap_interval(
 
 
 def paired_bootstrap(
-    a, b, *, confidence_level: float = 0.95, n_resamples: int = 9999, seed: int | None = 0
+    a: ArrayLike, b: ArrayLike, *, confidence_level: float = 0.95, n_resamples: int = 9999, seed: int | None = 0
 ) -> Interval:
     """
     Mean of `a - b` over the same problems with its bootstrap interval. An interval that does not hold 0 is evidence of
@@ -197,7 +202,7 @@ def paired_bootstrap(
     return bootstrap_interval(a - b, confidence_level=confidence_level, n_resamples=n_resamples, seed=seed)
 
 
-def wilcoxon(a, b) -> dict[str, float]:
+def wilcoxon(a: ArrayLike, b: ArrayLike) -> dict[str, float]:
     """
     Wilcoxon's signed-rank test on numbers of the same problems from two runs (`scipy.stats.wilcoxon`, two-sided).
     Problems with equal numbers say nothing and are left out; differences that are equal up to rounding share their rank.
@@ -220,7 +225,7 @@ def wilcoxon(a, b) -> dict[str, float]:
     return {"stat": float(result.statistic), "p": float(result.pvalue)}
 
 
-def mcnemar(a, b) -> dict[str, float]:
+def mcnemar(a: ArrayLike, b: ArrayLike) -> dict[str, float]:
     """
     McNemar's exact test on two runs' outcomes of the same problems: only problems that one run solves and the other does
     not say anything, and without a difference each falls to either run with probability 1/2 (`scipy.stats.binomtest`).
@@ -248,7 +253,7 @@ def mcnemar(a, b) -> dict[str, float]:
     return {"stat": float(min(only1, only2)), "p": float(p), "only1": only1, "only2": only2}
 
 
-def _whole(value, name: str) -> np.ndarray:
+def _whole(value: ArrayLike, name: str) -> np.ndarray:
     array = np.asarray(value)
     if array.dtype.kind not in "iub":
         if array.size and (array.dtype.kind != "f" or (array != np.floor(array)).any()):
@@ -256,7 +261,7 @@ def _whole(value, name: str) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def _sample(values, name: str, least: int = 2) -> np.ndarray:
+def _sample(values: ArrayLike, name: str, least: int = 2) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) < least:
         raise InvalidInputError(
@@ -270,7 +275,7 @@ def _sample(values, name: str, least: int = 2) -> np.ndarray:
     return array
 
 
-def _pair(a, b, least: int = 2) -> tuple[np.ndarray, np.ndarray]:
+def _pair(a: ArrayLike, b: ArrayLike, least: int = 2) -> tuple[np.ndarray, np.ndarray]:
     a, b = _sample(a, "a", least), _sample(b, "b", least)
     if len(a) != len(b):
         raise InvalidInputError(

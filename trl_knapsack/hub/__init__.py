@@ -6,14 +6,12 @@ from .._lazy import lazy_exports
 
 
 if TYPE_CHECKING:
-    from .configs import HubConfig as HubConfig
     from .configs import parse_script_arguments as parse_script_arguments
     from .configs import resolve_config_argument as resolve_config_argument
     from .states import SuccessStateInfo as SuccessStateInfo
     from .states import find_success_state as find_success_state
 
 _MODULES = {
-    "HubConfig": "configs",
     "parse_script_arguments": "configs",
     "resolve_config_argument": "configs",
     "SuccessStateInfo": "states",

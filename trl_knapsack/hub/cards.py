@@ -24,7 +24,18 @@ from .states import ABOUT_FILE
 logger = get_logger(__name__)
 
 TAGS = ("trl", "grpo", "knapsack-rl")
-PAPER = {"title": "Knapsack RL: Unlocking Exploration of LLMs via Optimizing Budget Allocation", "id": "2509.25849"}
+PAPER = {
+    "title": "Knapsack RL: Unlocking Exploration of LLMs via Optimizing Budget Allocation",
+    "id": "2509.25849",
+    # docstyle-ignore
+    "citation": """\
+@article{li2025knapsack,
+    title        = {{Knapsack RL: Unlocking Exploration of LLMs via Optimizing Budget Allocation}},
+    author       = {Li, Ziniu and Chen, Congliang and Yang, Tianyun and Ding, Tian and Sun, Ruoyu and Zhang, Ge and Huang, Wenhao and Luo, Zhi-Quan},
+    year         = 2025,
+    eprint       = {arXiv:2509.25849},
+}""",
+}
 
 
 def with_section(text: str, name: str, rendered: str) -> str:

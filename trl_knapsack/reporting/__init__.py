@@ -8,7 +8,6 @@ from .plots import (
     plot_effective_gradient_ratio,
     plot_prompts,
     plot_transitions,
-    to_image,
 )
 from .report import write_report
 
@@ -21,6 +20,5 @@ __all__ = [
     "plot_effective_gradient_ratio",
     "plot_prompts",
     "plot_transitions",
-    "to_image",
     "write_report",
 ]

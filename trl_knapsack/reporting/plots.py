@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InvalidInputError, missing_extra
+from ..allocation.difficulty import RANGES
+from ..errors import InvalidInputError, require_matplotlib
 from ..tracking.history import RolloutHistory
 from ..tracking.text import printable
-from .summary import CLASSES, KINDS, equal_counts, of_history
+from .summary import CLASSES, KINDS, equal_counts, of_history, rate_bins
 
 
 if TYPE_CHECKING:
@@ -53,7 +54,6 @@ _VISITS = (
     ("4 or more", 4, np.inf, _BLUE),
 )
 _LEAST_GROUPS = 5  # of a point in the figure of calibration
-_RANGES = ("p = 0", "(0, 0.2]", "(0.2, 0.8)", "[0.8, 1)", "p = 1")  # of the difficulty classes
 
 
 def _styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -66,15 +66,6 @@ def _styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
             return plot(history, *args, **kwargs)
 
     return styled
-
-
-def require_matplotlib():
-    """matplotlib, or an `ImportError` that says how to get it."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise missing_extra("Plots need matplotlib", "plots") from error
-    return matplotlib
 
 
 def _figure() -> tuple[Figure, Axes]:
@@ -210,7 +201,7 @@ def plot_transitions(history: RolloutHistory) -> Figure:
             column, row, f"{count:,}\n{share[row, column]:.0%}" if count else "0", ha="center", va="center",
             color="white" if share[row, column] > 0.55 else "#23324a",
         )  # fmt: skip
-    classes = [f"{name}\n{rates}" for name, rates in zip(CLASSES, _RANGES, strict=True)]
+    classes = [f"{name}\n{rates}" for name, rates in zip(CLASSES, RANGES, strict=True)]
     axes.set_xticks(range(5), classes, fontsize=8)
     axes.set_yticks(
         range(5), [f"{name}\n{int(n):,} prompts" for name, n in zip(classes, of_row[:, 0], strict=True)], fontsize=8
@@ -304,7 +295,7 @@ def plot_calibration(history: RolloutHistory) -> Figure:
         if not of.any():
             continue
         believed, observed = history.believed_rate[of], history.success_rate[of]
-        slot = np.minimum((believed * 10).astype(int), 9)
+        slot = rate_bins(believed, 10)
         groups = np.bincount(slot, minlength=10)
         filled = np.flatnonzero(groups >= _LEAST_GROUPS)
         if not filled.size:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, require_matplotlib
 from ..tracking.history import RolloutHistory
 from ..tracking.text import printable
-from .plots import INK, PLOTS, require_matplotlib
+from .plots import INK, PLOTS
 from .summary import CLASSES, Summary, of_history, prompt_text
 
 

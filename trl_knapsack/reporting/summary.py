@@ -31,6 +31,29 @@ KINDS = {
 _REMEDY = "set look_generations or difficulty_columns, give success_state_path, or train for more epochs"
 
 
+def rate_bins(rates: np.ndarray, bins: int) -> np.ndarray:
+    """Which of equally wide bins each success rate is in, `(N,)`; a rate of 1 is in the last."""
+    return np.minimum((rates * bins).astype(int), bins - 1)
+
+
+def budgets_by_rate(rates: np.ndarray, budgets: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Budgets by believed success rate.
+
+    Args:
+        rates (`(N,)`): Believed success rates.
+        budgets (`(N,)`): Rollouts of each.
+        bins (`int`): How many equally wide bins.
+
+    Returns:
+        `tuple[np.ndarray, np.ndarray]`: how many there are in each bin, and their mean budget, 0 where there are none: both
+        `(bins,)`.
+    """
+    place = rate_bins(rates, bins)
+    number = np.bincount(place, minlength=bins)
+    return number, np.bincount(place, weights=budgets, minlength=bins) / np.maximum(number, 1)
+
+
 @dataclass(frozen=True, repr=False)
 class Summary:
     """

@@ -18,6 +18,7 @@ from .state_file import MAX_COUNT, did_you_mean
 from .text import printable
 
 
+#: Where the generation batches are kept in the folder of a run.
 HISTORY_FILE = "knapsack_records.jsonl"
 
 # What a line holds: type, least and most. Null stands for a number that is not known.
@@ -266,6 +267,24 @@ def _joined(index: dict[str, int], batches: list[dict[str, Any]]) -> RolloutHist
         **per_batch,
         **{name: joined(name, dtype) for name, (dtype, *_) in _PER_PROMPT.items()},
     )
+
+
+def is_history(path: str | os.PathLike) -> bool:
+    """
+    Whether a folder, or a `.jsonl` file, is to be read as the generation batches of a run. A table of success rates, the results
+    of an evaluation for example, ends in `.jsonl`, too: its first line has columns, but no `step`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return (path / HISTORY_FILE).is_file()
+    if path.suffix != ".jsonl" or path.name == HISTORY_FILE:
+        return path.suffix == ".jsonl"
+    try:
+        with open(path, "rb") as file:
+            first = json.loads(file.readline())
+    except (OSError, ValueError, RecursionError):  # the reader of histories says what is wrong
+        return True
+    return not (isinstance(first, dict) and first and "step" not in first)
 
 
 class HistoryWriter:

@@ -46,6 +46,23 @@ def prompt_key(row: Mapping[str, Any], prompt_id_column: str | None = None) -> s
     return digest.hexdigest()
 
 
+def check_prompt_column(columns: Sequence[str] | None, dataset: str) -> None:
+    """
+    Refuse a dataset without prompts.
+
+    Args:
+        columns (`Sequence[str]` or `None`): Its columns; `None` for a stream that does not know them.
+        dataset (`str`): What to call it.
+
+    Raises:
+        `ValueError`: if none of them is `prompt`, naming those that there are.
+    """
+    if columns is not None and "prompt" not in columns:
+        raise InvalidInputError(
+            f"{dataset} has no column 'prompt', only {columns}; rename the column of prompts to `prompt`."
+        )
+
+
 def _hash_into(digest: Any, value: Any) -> None:
     """Add `value` to `digest`, so that different values never give the same bytes."""
     if value is None or isinstance(value, bool | int | float):

@@ -15,6 +15,7 @@ from .rate_files import MAX_COUNT, is_rate_file, read_rates
 from .text import printable
 
 
+#: Where success rates are kept in a checkpoint and in the folder of a run.
 STATE_FILE = "knapsack_state.safetensors"
 
 #: The arrays kept per prompt, 48 bytes in all.

@@ -6,6 +6,7 @@ from .._lazy import lazy_exports
 
 
 if TYPE_CHECKING:
+    from .callbacks import PlotCallback as PlotCallback
     from .callbacks import SuccessRateCallback as SuccessRateCallback
     from .config import KnapsackGRPOConfig as KnapsackGRPOConfig
     from .progress import KnapsackProgressCallback as KnapsackProgressCallback
@@ -15,6 +16,7 @@ _MODULES = {
     "KnapsackGRPOConfig": "config",
     "KnapsackGRPOTrainer": "trainer",
     "KnapsackProgressCallback": "progress",
+    "PlotCallback": "callbacks",
     "SuccessRateCallback": "callbacks",
 }
 

@@ -8,8 +8,8 @@ from accelerate.logging import get_logger
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
-from ..errors import MissingFileError
-from ..reporting.plots import PLOTS, require_matplotlib, to_image
+from ..errors import MissingFileError, require_matplotlib
+from ..reporting.plots import PLOTS, to_image
 from ..tracking.history import HISTORY_FILE, HistoryReader, HistoryWriter
 from ..tracking.records import RolloutRecord
 from ..tracking.state_file import STATE_FILE, find_state

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import InvalidInputError
+from ..tracking.keys import check_prompt_column
 from .config import KnapsackGRPOConfig
 
 
@@ -17,16 +18,13 @@ def check_train_dataset(dataset: Any, args: KnapsackGRPOConfig, has_environment:
         `ValueError`: in one sentence.
     """
     columns = getattr(dataset, "column_names", None)  # None for a stream that does not know
-    if columns is not None:
-        if "prompt" not in columns and not has_environment:
-            raise InvalidInputError(
-                f"train_dataset has no column 'prompt', only {columns}; rename the one that holds prompts."
-            )
-        if args.prompt_id_column is not None and args.prompt_id_column not in columns:
-            raise InvalidInputError(
-                f"prompt_id_column {args.prompt_id_column!r} is not a column of train_dataset, which has {columns}; "
-                "name one of those, or leave it unset to key prompts by content."
-            )
+    if not has_environment:
+        check_prompt_column(columns, "train_dataset")
+    if columns is not None and args.prompt_id_column is not None and args.prompt_id_column not in columns:
+        raise InvalidInputError(
+            f"prompt_id_column {args.prompt_id_column!r} is not a column of train_dataset, which has {columns}; "
+            "name one of those, or leave it unset to key prompts by content."
+        )
     if hasattr(dataset, "__len__"):
         needed = args.generation_batch_size // args.num_generations
         if len(dataset) < needed:

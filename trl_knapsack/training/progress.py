@@ -8,6 +8,7 @@ from datetime import timedelta
 import numpy as np
 from transformers import ProgressCallback
 
+from ..reporting.summary import budgets_by_rate
 from ..tracking.records import RolloutRecord
 
 
@@ -69,18 +70,15 @@ def progress_line(
         f"generations {logs['knapsack/generations/min']:.0f} to {logs['knapsack/generations/max']:.0f}",
     ]
     if record is not None:
-        parts.append(f"0 {budgets_by_rate(record)} 1")
+        parts.append(f"0 {budget_bars(record)} 1")
     for least in (parts[3], parts[2]):
         if width is not None and len("   ".join(parts)) > width:
             parts.remove(least)
     return "   ".join(parts)
 
 
-def budgets_by_rate(record: RolloutRecord, bins: int = 10) -> str:
+def budget_bars(record: RolloutRecord, bins: int = 10) -> str:
     """Mean budget of the prompts in each tenth of believed success rates, as bars; a space where there is none."""
-    evidence, counts = record.evidence, record.allocation.counts
-    place = np.minimum((evidence.beliefs.mean * bins).astype(int), bins - 1)  # (P,)
-    prompts = np.bincount(place, minlength=bins)
-    means = np.bincount(place, weights=counts, minlength=bins) / np.maximum(prompts, 1)  # (bins,)
+    prompts, means = budgets_by_rate(record.evidence.beliefs.mean, record.allocation.counts, bins)
     heights = np.ceil(means / means.max() * len(_BARS)).astype(int)
     return "".join(_BARS[h - 1] if n else " " for h, n in zip(heights, prompts, strict=True))

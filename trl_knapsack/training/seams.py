@@ -26,6 +26,7 @@ METHODS = {
     "_load_optimizer_and_scheduler": ("checkpoint",),
     "_set_signature_columns_if_needed": (),
     "_get_output_dir": ("trial",),
+    "_hp_search_setup": ("trial",),  # sets `_trial`, which says in which folder a trial is kept
     "train": ("resume_from_checkpoint",),
     "log": ("logs", "start_time"),
     "create_model_card": (),

@@ -26,7 +26,7 @@ from ..allocation import AllocationRule, get_rule
 from ..allocation.looks import BatchSharing
 from ..allocation.rules import check_rule
 from ..errors import InvalidInputError
-from ..hub.cards import complete_model_card
+from ..hub.cards import PAPER, TAGS, complete_model_card
 from ..hub.states import SuccessStateInfo, find_success_state
 from ..tracking.difficulty_prior import DifficultyPrior
 from ..tracking.features import roots_of
@@ -134,20 +134,9 @@ class KnapsackGRPOTrainer(GRPOTrainer):
     ```
     """
 
-    _tag_names = ["trl", "grpo", "knapsack-rl"]
+    _tag_names = list(TAGS)
     _name = "Knapsack GRPO"
-    _paper = {
-        "title": "Knapsack RL: Unlocking Exploration of LLMs via Optimizing Budget Allocation",
-        "id": "2509.25849",
-        # docstyle-ignore
-        "citation": """\
-@article{li2025knapsack,
-    title        = {{Knapsack RL: Unlocking Exploration of LLMs via Optimizing Budget Allocation}},
-    author       = {Li, Ziniu and Chen, Congliang and Yang, Tianyun and Ding, Tian and Sun, Ruoyu and Zhang, Ge and Huang, Wenhao and Luo, Zhi-Quan},
-    year         = 2025,
-    eprint       = {arXiv:2509.25849},
-}""",
-    }
+    _paper = PAPER
 
     args: KnapsackGRPOConfig
     num_generations: int  # None in TRL only before its config is filled in
@@ -162,6 +151,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
     _success_note: str | None
 
     # Set here as well as in `__init__`, for subclasses and tests that build a trainer without it.
+    _trial: Any = None  # of a hyperparameter search; transformers sets it when `train` begins
     _prompts_are_known = False
     _look, _window = 0, 1
     _decision: Decision | None = None  # on the generation batch under way, None outside of training

@@ -64,11 +64,10 @@ def run(args: argparse.Namespace) -> int:
 
     import numpy as np
 
-    from ...allocation.evidence import BetaBeliefs
     from ...allocation.explanation import explain
 
     allocation = _allocate(table, args)
-    beliefs, last_rate = BetaBeliefs(table.evidence.alpha, table.evidence.beta), table.evidence.last_rate
+    beliefs, last_rate = table.evidence.beliefs, table.evidence.last_rate
     explanation = explain(
         allocation,
         beliefs if table.rates is None else table.rates,
@@ -104,8 +103,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _allocate(table: "PromptTable", args: argparse.Namespace) -> "Allocation":
     from ...allocation.allocator import allocate
-    from ...allocation.evidence import BetaBeliefs
-    from ...allocation.rules import PaperRule, PosteriorRule, get_rule
+    from ...allocation.rules import get_rule
 
     budget = args.budget if args.budget is not None else args.num_generations * len(table.ids)
     priced = args.max_cost is not None or args.cost_weight is not None
@@ -118,9 +116,8 @@ def _allocate(table: "PromptTable", args: argparse.Namespace) -> "Allocation":
             f"{args.source} has neither a column cost nor lengths of completions; add the cost of each prompt."
         )
     if args.allocation == "posterior" and (priced or table.rates is not None):
-        evidence = table.evidence
         return allocate(
-            table.rates if table.rates is not None else BetaBeliefs(evidence.alpha, evidence.beta),
+            table.evidence.beliefs if table.rates is None else table.rates,
             budget,
             min_generations=args.min_generations,
             max_generations=args.max_generations,
@@ -129,8 +126,7 @@ def _allocate(table: "PromptTable", args: argparse.Namespace) -> "Allocation":
             max_cost=args.max_cost,
             cost_weight=args.cost_weight,
         )
-    rules = {"posterior": PosteriorRule(args.value), "paper": PaperRule(args.value)}
-    rule = rules.get(args.allocation) or get_rule(args.allocation)
+    rule = get_rule(args.allocation, args.value)
     return rule(table.evidence, budget, args.min_generations, args.max_generations)
 
 

@@ -95,12 +95,13 @@ def _results(model: str, args: argparse.Namespace):
             )
 
     from ...evaluation import evaluate_policy, exact_answers, math_answers
-    from ..helpers.data import check_prompt_column, load_splits, split_of, written
+    from ...tracking.keys import check_prompt_column
+    from ..helpers.data import load_splits, split_of, written
     from ..helpers.rewards import load_reward
 
     splits = load_splits(args.dataset_name, args.dataset_config)
     problems = split_of(splits, args.dataset_name, args.dataset_test_split, "dataset_test_split")
-    check_prompt_column(problems, args.dataset_name)
+    check_prompt_column(problems.column_names, args.dataset_name)
     if args.num_eval_problems is not None:
         problems = problems.take(args.num_eval_problems)
     file = Path(args.output_dir) / f"{'--'.join(Path(model).parts[-2:])}.jsonl"

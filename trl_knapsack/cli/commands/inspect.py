@@ -1,8 +1,8 @@
 """
 Look into a run: its hardest prompts, those that are stuck, those that took the most rollouts, and how difficulty changed.
 
-Reads the knapsack_records.jsonl in the folder of a run. With only a state (a checkpoint, or a knapsack_state.safetensors), less is
-known, and old evidence is discounted. With --watch, it follows a run that is training.
+Reads the knapsack_records.jsonl in the folder of a run. With only a state (a checkpoint, or a knapsack_state.safetensors) or a
+table of success rates, less is known, and the old evidence of a state is discounted. With --watch, it follows a run that is training.
 """
 
 import argparse
@@ -22,7 +22,9 @@ HELP = "hardest, stuck and most expensive prompts of a run"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", help="the folder of a run, its knapsack_records.jsonl, or a knapsack_state.safetensors"
+        "source",
+        help="the folder of a run, its knapsack_records.jsonl, a knapsack_state.safetensors, or a table of success rates: "
+        ".csv, .tsv, or the .jsonl of an evaluation or a probe",
     )
     parser.add_argument("--top", type=int, default=10, help="prompts in each table (default: 10)")
     parser.add_argument(
@@ -47,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ...reporting.summary import of_history, of_tracker
-    from ...tracking.history import HISTORY_FILE, RolloutHistory
+    from ...tracking.history import RolloutHistory, is_history
 
     if args.top < 1 or args.stuck_after < 1:
         raise InvalidInputError(f"top ({args.top}) and stuck_after ({args.stuck_after}) must be at least 1.")
@@ -59,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             if getattr(args, option):
                 raise InvalidInputError(f"--watch shows one screen without prompts; leave out --{option}, or --watch.")
         return watch(source, args.stuck_after)
-    if source.suffix == ".jsonl" or (source / HISTORY_FILE).is_file():
+    if is_history(source):
         summary = of_history(RolloutHistory.load(source), args.stuck_after)
     else:
         from ..helpers.prompts import load_tracker
@@ -79,13 +81,13 @@ def run(args: argparse.Namespace) -> int:
 def _texts(args: argparse.Namespace, summary: "Summary") -> dict[str, str]:
     """Text of each prompt that a table may show, by key."""
     from ...reporting.summary import KINDS, prompt_text
-    from ...tracking.keys import prompt_key
-    from ..helpers.data import check_prompt_column, load_splits, split_of
+    from ...tracking.keys import check_prompt_column, prompt_key
+    from ..helpers.data import load_splits, split_of
 
     wanted = {summary.keys[i] for kind in KINDS for i in summary.top(kind, args.top)}
     splits = load_splits(args.dataset_name, args.dataset_config)
     dataset = split_of(splits, args.dataset_name, args.dataset_train_split, "dataset_train_split")
-    check_prompt_column(dataset, args.dataset_name)
+    check_prompt_column(dataset.column_names, args.dataset_name)
     rows = ((prompt_key(row, args.prompt_id_column), row["prompt"]) for row in dataset)
     texts = {key: prompt_text(prompt) for key, prompt in rows if key in wanted}
     if not texts:

@@ -56,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ...evaluation import probe_policy
-    from ..helpers.data import check_prompt_column, load_splits, split_of, written
+    from ...tracking.keys import check_prompt_column
+    from ..helpers.data import load_splits, split_of, written
     from ..helpers.rewards import load_success_reward
 
     for name in ("num_generations", "per_device_eval_batch_size", "max_completion_length"):
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     reward, decides = load_success_reward(args.reward_funcs, args.success_reward_func, args.reward_weights)
     splits = load_splits(args.dataset_name, args.dataset_config)
     dataset = split_of(splits, args.dataset_name, args.dataset_train_split, "dataset_train_split")
-    check_prompt_column(dataset, args.dataset_name)
+    check_prompt_column(dataset.column_names, args.dataset_name)
     if len(args.reward_funcs) > 1:
         print(f"success: {decides}, at least {args.success_threshold:g}", file=sys.stderr)
     try:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import InvalidInputError
-from .data import check_prompt_column, load_splits, split_of
+from ...tracking.keys import check_prompt_column
+from .data import load_splits, split_of
 from .rewards import check_reward
 
 
@@ -41,7 +42,7 @@ def _check_dataset(options: Mapping[str, Any]) -> None:
     name, streaming = options["dataset_name"], str(options.get("dataset_streaming", False)).lower()
     splits = load_splits(name, options.get("dataset_config"), streaming in ("none", "true", "1"))
     train = split_of(splits, name, options.get("dataset_train_split") or "train", "dataset_train_split")
-    check_prompt_column(train, name)
+    check_prompt_column(train.column_names, name)
     if str(options.get("eval_strategy") or "no").lower() not in ("no", "false"):
         split_of(splits, name, options.get("dataset_test_split") or "test", "dataset_test_split")
     column, columns = options.get("prompt_id_column"), train.column_names

@@ -49,20 +49,6 @@ def split_of(splits: Mapping[Any, Any], name: str, split: str, option: str) -> A
     return splits[split]
 
 
-def check_prompt_column(dataset: Any, name: str) -> None:
-    """
-    Whether a split has prompts.
-
-    Raises:
-        `ValueError`: if it has no column `prompt`, naming those that it has.
-    """
-    columns = dataset.column_names  # None if it is streamed and says nothing of them
-    if columns is not None and "prompt" not in columns:
-        raise InvalidInputError(
-            f"{name} has no column 'prompt', only {columns}; rename the column of prompts to `prompt`."
-        )
-
-
 @contextlib.contextmanager
 def written(path: str | os.PathLike) -> Iterator[Path]:
     """

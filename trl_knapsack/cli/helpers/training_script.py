@@ -18,9 +18,10 @@ from trl import (
 
 from ...errors import InvalidInputError, KnapsackError
 from ...reporting.summary import closing_rows
+from ...tracking.keys import check_prompt_column
 from ...training.config import KnapsackGRPOConfig
 from ...training.trainer import KnapsackGRPOTrainer
-from .data import check_prompt_column, load_splits, split_of
+from .data import load_splits, split_of
 from .rewards import load_reward
 
 
@@ -93,7 +94,7 @@ def make_trainer(
     else:
         splits = load_splits(name, script_args.dataset_config, script_args.dataset_streaming)
     train_dataset = split_of(splits, name, script_args.dataset_train_split, "dataset_train_split")
-    check_prompt_column(train_dataset, name)
+    check_prompt_column(train_dataset.column_names, name)
     eval_dataset = None
     if training_args.eval_strategy != "no":
         eval_dataset = split_of(splits, name, script_args.dataset_test_split, "dataset_test_split")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import InvalidInputError, MissingFileError
+from ...reporting.summary import budgets_by_rate, rate_bins
 from ...tracking.history import HISTORY_FILE, HistoryReader, RolloutHistory
 from ...tracking.run_holder import RunHolder
 from ...tracking.state_file import did_you_mean
@@ -188,14 +189,9 @@ def belief_table(history: RolloutHistory, believed_rate: np.ndarray, width: int,
     table.columns[2].justify = table.columns[4].justify = "left"
     longest = min(30, (width - 44) // 2)  # numbers and gaps take 44 columns
 
-    def place_of(rates: np.ndarray) -> np.ndarray:
-        return np.minimum((rates * bins).astype(int), bins - 1)
-
-    prompts = np.bincount(place_of(believed_rate), minlength=bins)
+    prompts = np.bincount(rate_bins(believed_rate, bins), minlength=bins)
     new = (history.batch >= len(history) - NEWEST) & history.decided  # a look's budget is yet to come
-    place = place_of(history.believed_rate[new])
-    groups = np.bincount(place, minlength=bins)
-    budgets = np.bincount(place, weights=history.generations[new], minlength=bins) / np.maximum(groups, 1)  # (bins,)
+    groups, budgets = budgets_by_rate(history.believed_rate[new], history.generations[new], bins)
     for i in range(bins):
         known = f"{prompts[i]:,}", bar(prompts[i], prompts.max(), longest)
         given = (f"{budgets[i]:.1f}", bar(budgets[i], budgets.max(), longest)) if groups[i] else ("-", "")

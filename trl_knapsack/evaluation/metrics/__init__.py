@@ -5,6 +5,7 @@ from pathlib import Path
 from ...errors import InvalidInputError
 
 
+#: Names of the metrics and comparisons for `evaluate.load`.
 METRICS = ("avg_at_k", "maj_at_k", "math_answers", "mcnemar", "pass_at_k", "wilcoxon")
 
 
