@@ -128,7 +128,7 @@ PROFILES = {
         learning_rates=(3e-5, 6e-5, 1.2e-4),
         tuning_seeds=(101, 102),
         report_seeds=(1, 2, 3, 4, 5),
-        claimed=("uniform", "posterior", "look", "look-64"),
+        claimed=("uniform", "posterior", "look-64"),
         further_seeds=(6, 7, 8, 9, 10),
         variants=VARIANTS,
     ),
