@@ -158,7 +158,9 @@ class Replay(KnapsackGRPOTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.kept: dict[str, tuple[int, torch.Tensor, torch.Tensor]] = {}  # step, completion (T,), log-probabilities (T,)
+        self.kept: dict[
+            str, tuple[int, torch.Tensor, torch.Tensor]
+        ] = {}  # step, completion (T,), log-probabilities (T,)
         self.replayed = 0
 
     def _correct_advantages(self, output, decision, prompts, rewards_per_func):
