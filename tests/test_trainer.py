@@ -313,6 +313,14 @@ def test_the_id_column_outlives_remove_unused_columns(model, tmp_path):
     assert all(key.startswith("prompt ") for key in trainer.success_tracker.keys)
 
 
+def test_prompts_in_the_order_of_the_dataset(model, tmp_path):
+    args = KnapsackGRPOConfig(**options(tmp_path, shuffle_dataset=False, prompt_id_column="name"))
+    trainer = train(KnapsackGRPOTrainer, model, args)
+    visited = [key for record in trainer.records for key in record.keys]
+    assert visited == [f"prompt {i % 32}" for i in range(len(visited))]
+    assert len(visited) == 48
+
+
 @pytest.mark.parametrize(("threshold", "rate"), [(0.9, 1.0), (0.91, 0.0)])
 def test_a_reward_at_the_threshold_succeeds(model, tmp_path, threshold, rate):
     def almost(completions, **kwargs):
@@ -447,6 +455,7 @@ def test_batches_without_any_reward(model, tmp_path):
         (6, {}, False),  # in the second epoch
         (4, {}, None),  # at the end of the first epoch
         (3, {"allocation": "paper"}, None),
+        (6, {"shuffle_dataset": False}, True),
         (3, {"look_generations": 2}, None),
         (6, {"look_generations": 2, "allocation_window": 20}, None),
         (6, {**WINDOW, "look_generations": 2, "allocation_window": 20}, None),

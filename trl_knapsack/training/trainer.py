@@ -355,7 +355,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
 
     def _get_train_sampler(self, dataset=None):
         sampler = super()._get_train_sampler(dataset)
-        if type(sampler) is RepeatSampler:
+        if type(sampler) is RepeatSampler and self.shuffle_dataset:  # else there is no permutation to go on with
             sampler = ResumableRepeatSampler(sampler, epochs_passed=lambda: int(self.state.epoch or 0))
         return sampler
 
