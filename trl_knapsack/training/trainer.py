@@ -539,7 +539,11 @@ class KnapsackGRPOTrainer(GRPOTrainer):
     def _rule(args: KnapsackGRPOConfig, own: AllocationRule | None) -> AllocationRule:
         """The rule that decides: the user's own, or the one that the options describe."""
         if own is None:
-            return get_rule(args.allocation) if args.token_budget is None else PosteriorRule(token_budget=args.token_budget)
+            return (
+                get_rule(args.allocation)
+                if args.token_budget is None
+                else PosteriorRule(token_budget=args.token_budget)
+            )
         if args.token_budget is not None:
             raise InvalidInputError(
                 f"token_budget ({args.token_budget!r}) is an option of allocation='posterior', but allocation_rule is given; "
