@@ -11,7 +11,7 @@ import torch
 from policies import success_rates
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import RepeatSampler, pad
-from variants import FewerLater, MoreLater, Novelty, Progress, Replay, TokenBudget, Uncertainty
+from variants import FewerLater, MoreLater, Novelty, Progress, Replay, TokenPrice, Uncertainty
 
 from trl_knapsack import KnapsackGRPOTrainer, SuccessRateTracker, allocate
 from trl_knapsack.allocation import Allocation, AllocationRule, PaperRule, PosteriorRule, UniformRule
@@ -326,14 +326,13 @@ CONTENDERS = {
     ),
     "tokens": Contender(
         "the package's default, within the tokens of equal shares",
-        options=DEFAULT,
-        rule=lambda policy: TokenBudget(),
+        options=DEFAULT | {"token_budget": "uniform"},
         lr_of="posterior",
     ),
     "token-price": Contender(
         "the package's default, a token costs half of what it brings on average",
         options=DEFAULT,
-        rule=lambda policy: TokenBudget(price=0.5),
+        rule=lambda policy: TokenPrice(0.5),
         lr_of="posterior",
     ),
     "fewer-later": Contender(

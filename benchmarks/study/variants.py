@@ -1,14 +1,11 @@
 """Parts of the method that were tried in the study: values of several components, tokens, a budget over training, replay."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch.utils.data import Sampler
 
 from trl_knapsack import KnapsackGRPOTrainer, allocate
 from trl_knapsack.allocation import Allocation, PosteriorRule
-from trl_knapsack.allocation.allocator import equal_shares
 from trl_knapsack.allocation.values import WeightedSum, novelty
 from trl_knapsack.training.advantages import group_advantages
 
@@ -68,28 +65,21 @@ class Progress(Added):
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class TokenBudget:
-    """
-    The posterior rule, whose counts take at most the tokens that equal shares are predicted to take; or, with a `price`,
-    whose value falls by so much for each token, in units of what a token of the batch is worth on average.
-    """
+class TokenPrice:
+    """The posterior rule, whose value falls by `price` for each token, in units of what a token brings on average."""
 
-    price: float | None = None
+    def __init__(self, price: float):
+        self.price = price
 
     def __call__(self, evidence, budget, min_generations, max_generations) -> Allocation:
+        bounds = {"min_generations": min_generations, "max_generations": max_generations}
+        free = allocate(evidence.beliefs, budget, **bounds)
         known = evidence.mean_length > 0
         if not known.any():
-            return PosteriorRule()(evidence, budget, min_generations, max_generations)
+            return free
         costs = np.where(known, evidence.mean_length, evidence.mean_length[known].mean())
-        bounds = {"min_generations": min_generations, "max_generations": max_generations}
-        if self.price is not None:
-            free = allocate(evidence.beliefs, budget, **bounds)
-            price = self.price * free.value / (costs @ free.counts)
-            return allocate(evidence.beliefs, budget, **bounds, costs=costs, cost_weight=price)
-        low, high = (np.broadcast_to(bound, costs.shape).astype(np.int64) for bound in bounds.values())
-        limit = float(costs @ equal_shares(low, high, budget))
-        return allocate(evidence.beliefs, budget, **bounds, costs=costs, max_cost=limit)
+        price = self.price * free.value / (costs @ free.counts)
+        return allocate(evidence.beliefs, budget, **bounds, costs=costs, cost_weight=price)
 
 
 # --- a budget over training -------------------------------------------------------------------------------------------
