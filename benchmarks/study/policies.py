@@ -21,6 +21,7 @@ from tasks import (
     NUM_TRAIN_ONCE,
     POLICIES,
     RARE,
+    RARE_TASKS,
     SINGLE_EPOCH,
     TASKS,
     Problem,
@@ -153,9 +154,10 @@ def write_problems(name: str, model, tokenizer, seed: int) -> None:
     problems, rates = draw_pool(name, model, tokenizer, POOL, seed + 1)
     for regime, places in draw_regimes(problems, rates, seed).items():
         write(POLICIES / name / f"{regime}.jsonl", ids, places, problems, rates)
-    problems, rates = draw_pool(name, model, tokenizer, POOL_RARE, seed + 3)
-    (places,) = draw(problems, rates, {RARE: RARELY}, seed).values()
-    write(POLICIES / name / f"{RARE}.jsonl", ids, places, problems, rates)
+    if name in RARE_TASKS:
+        problems, rates = draw_pool(name, model, tokenizer, POOL_RARE, seed + 3)
+        (places,) = draw(problems, rates, {RARE: RARELY}, seed).values()
+        write(POLICIES / name / f"{RARE}.jsonl", ids, places, problems, rates)
     held_out = [row["prompt"] for row in load_problems(name, "saturated", "test")]
     problems, rates = draw_pool(name, model, tokenizer, POOL_ONCE, seed + 2, excluded=held_out)
     places = draw_single_epoch(rates, seed)

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from contenders import CONTENDERS, can_run
 from run import PROMPTS, Run, execute
-from tasks import MAIN_TASKS, RARE, REGIMES, SINGLE_EPOCH, TASKS
+from tasks import MAIN_TASKS, RARE, RARE_TASKS, REGIMES, SINGLE_EPOCH, TASKS
 from tqdm.auto import tqdm
 
 
@@ -148,6 +148,7 @@ PROFILES = {
     ),
     "rare": replace(
         SOONER,
+        tasks=RARE_TASKS,
         regimes=(RARE,),
         on_one_task=("uniform", "look-64", "replay"),
         on_all_tasks=("uniform", "look-64", "replay"),

@@ -165,6 +165,7 @@ TASKS = {
     "sorting": Task("abcdefghij<>[]", _sorting, max_completion_length=11, warm_up_steps=1200, careless_share=0.5),
     "sums": Task("0123456789+,=", _sums, max_completion_length=20, warm_up_steps=1500, careless_share=0.3),
 }
+RARE_TASKS = ("arithmetic", "countdown")  # sorting has too few of them
 MAIN_TASKS = ("arithmetic", "countdown", "sorting")
 
 
