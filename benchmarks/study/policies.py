@@ -21,7 +21,7 @@ from tasks import (
     NUM_TRAIN_ONCE,
     POLICIES,
     RARE,
-    RARE_TASKS,
+    REGIMES,
     SINGLE_EPOCH,
     TASKS,
     Problem,
@@ -72,8 +72,10 @@ def lessons(task: str, batch_size: int, steps: int, careless_from: int, rng: ran
 
 
 HARD = [(0.0, 0.05, 0.5), (0.05, 0.1, 0.4), (0.1, 0.6, 0.1)]  # rates from, to, and their share
-RARELY = [(0.002, 0.02, 0.7), (0.02, 0.6, 0.3)]
 SATURATED = [(0.8, 0.9, 0.35), (0.9, 1.01, 0.4), *((low, high, share / 4) for low, high, share in HARD)]
+RARELY = [(0.002, 0.02, 0.7), (0.02, 0.6, 0.3)]
+BROAD = [(low / 10, low / 10 + 0.1, 0.1) for low in range(10)]
+BINS = {"broad": BROAD, "hard": HARD, "saturated": SATURATED}
 
 
 def draw_single_epoch(rates: np.ndarray, seed: int) -> list[int]:
@@ -98,19 +100,15 @@ def draw_single_epoch(rates: np.ndarray, seed: int) -> list[int]:
     return chosen
 
 
-def draw_regimes(pool: list[Problem], rates: np.ndarray, seed: int) -> dict[str, list[int]]:
+def draw_regimes(
+    pool: list[Problem], rates: np.ndarray, bins: dict[str, list[tuple[float, float, float]]], seed: int
+) -> dict[str, list[int]]:
     """
-    Problems of each regime, as places in the pool.
+    Problems of each regime, as places in the pool; `bins` are rates from, to, and their share.
 
     Broad: rates even over [0, 1]. Hard: nine in ten below 0.1, the others up to 0.6. Saturated: three quarters between
-    0.8 and 1 with a mean near 0.9, the rest as in the hard regime.
+    0.8 and 1 with a mean near 0.9, the rest as in the hard regime. Rare: seven in ten between 0.002 and 0.02.
     """
-    bins = {"broad": [(low / 10, low / 10 + 0.1, 0.1) for low in range(10)], "hard": HARD, "saturated": SATURATED}
-    return draw(pool, rates, bins, seed)
-
-
-def draw(pool: list[Problem], rates: np.ndarray, bins: dict[str, list], seed: int) -> dict[str, list[int]]:
-    """Problems of regimes, as places in the pool, given the rates from, to and shares of each."""
     rng = np.random.default_rng(seed)
     wanted = NUM_TRAIN + NUM_HELD_OUT
     regimes = {}
@@ -152,12 +150,18 @@ def write_problems(name: str, model, tokenizer, seed: int) -> None:
     """Draw the regimes by the policy's success rates, and write them beside it."""
     ids = [f"train-{i}" for i in range(NUM_TRAIN)] + [f"test-{i}" for i in range(NUM_HELD_OUT)]
     problems, rates = draw_pool(name, model, tokenizer, POOL, seed + 1)
-    for regime, places in draw_regimes(problems, rates, seed).items():
+    bins = {regime: BINS[regime] for regime in TASKS[name].regimes if regime in REGIMES}
+    for regime, places in draw_regimes(problems, rates, bins, seed).items():
         write(POLICIES / name / f"{regime}.jsonl", ids, places, problems, rates)
-    if name in RARE_TASKS:
+    if RARE in TASKS[name].regimes:
         problems, rates = draw_pool(name, model, tokenizer, POOL_RARE, seed + 3)
-        (places,) = draw(problems, rates, {RARE: RARELY}, seed).values()
+        (places,) = draw_regimes(problems, rates, {RARE: RARELY}, seed).values()
         write(POLICIES / name / f"{RARE}.jsonl", ids, places, problems, rates)
+    if SINGLE_EPOCH in TASKS[name].regimes:
+        write_single_epoch(name, model, tokenizer, seed)
+
+
+def write_single_epoch(name: str, model, tokenizer, seed: int) -> None:
     held_out = [row["prompt"] for row in load_problems(name, "saturated", "test")]
     problems, rates = draw_pool(name, model, tokenizer, POOL_ONCE, seed + 2, excluded=held_out)
     places = draw_single_epoch(rates, seed)

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from contenders import CONTENDERS, can_run
 from run import PROMPTS, Run, execute
-from tasks import MAIN_TASKS, RARE, RARE_TASKS, REGIMES, SINGLE_EPOCH, TASKS
+from tasks import MAIN_TASKS, RARE, REGIMES, SINGLE_EPOCH, TASKS
 from tqdm.auto import tqdm
 
 
@@ -142,13 +142,14 @@ PROFILES = {
     "tokens": replace(
         SOONER,
         tasks=("sums",),
-        regimes=("saturated", "broad"),
+        regimes=("broad",),
         on_one_task=(),
-        on_all_tasks=("uniform", "look-64", "tokens", "token-price"),
+        on_all_tasks=("uniform", "look-64", "tokens", "token-price", "oracle"),
+        rates_of=("full", "broad"),
     ),
     "rare": replace(
         SOONER,
-        tasks=RARE_TASKS,
+        tasks=tuple(task for task in TASKS if RARE in TASKS[task].regimes),
         regimes=(RARE,),
         on_one_task=("uniform", "look-64", "replay"),
         on_all_tasks=("uniform", "look-64", "replay"),

@@ -32,7 +32,8 @@ import numpy as np  # noqa: E402
 POLICIES = HERE / "policies"
 REGIMES = ("saturated", "broad", "hard")
 SINGLE_EPOCH = "once"  # the saturated regime with as many problems as 160 steps draw, held out as there
-RARE = "rare"  # problems that are next to never solved
+RARE = "rare"  # problems that are next to never solved, of which sorting has too few
+ALL_REGIMES = (*REGIMES, SINGLE_EPOCH)
 NUM_TRAIN, NUM_HELD_OUT = 480, 320
 NUM_TRAIN_ONCE = 2880
 
@@ -58,6 +59,7 @@ class Task:
         max_completion_length (`int`): Tokens of the longest completion, its end included.
         warm_up_steps (`int`): Steps of the policy's supervised training.
         careless_share (`float`): Share of these steps with the careless teacher.
+        regimes (`tuple[str, ...]`): Its regimes.
     """
 
     alphabet: str
@@ -65,6 +67,7 @@ class Task:
     max_completion_length: int
     warm_up_steps: int
     careless_share: float
+    regimes: tuple[str, ...] = ALL_REGIMES
 
 
 # --- arithmetic: the kinds of problems of the demo, where a careless teacher forgets carries, borrows, parentheses ----
@@ -159,13 +162,14 @@ def _graded(character: str, bounds: tuple[float, float]) -> float:
 
 TASKS = {
     "arithmetic": Task(
-        "0123456789+-*()=", _arithmetic, max_completion_length=5, warm_up_steps=1500, careless_share=0.15
+        "0123456789+-*()=", _arithmetic, 5, warm_up_steps=1500, careless_share=0.15, regimes=(*ALL_REGIMES, RARE)
     ),
-    "countdown": Task("0123456789+-*,>:", _countdown, max_completion_length=9, warm_up_steps=3500, careless_share=0.3),
-    "sorting": Task("abcdefghij<>[]", _sorting, max_completion_length=11, warm_up_steps=1200, careless_share=0.5),
-    "sums": Task("0123456789+,=", _sums, max_completion_length=20, warm_up_steps=1500, careless_share=0.3),
+    "countdown": Task(
+        "0123456789+-*,>:", _countdown, 9, warm_up_steps=3500, careless_share=0.3, regimes=(*ALL_REGIMES, RARE)
+    ),
+    "sorting": Task("abcdefghij<>[]", _sorting, 11, warm_up_steps=1200, careless_share=0.5),
+    "sums": Task("0123456789+,=", _sums, 20, warm_up_steps=1500, careless_share=0.3, regimes=("broad",)),
 }
-RARE_TASKS = ("arithmetic", "countdown")  # sorting has too few of them
 MAIN_TASKS = ("arithmetic", "countdown", "sorting")
 
 
