@@ -125,6 +125,8 @@ def test_metrics_by_hand():
             "knapsack/known_rollouts": 18 / 25,
             "knapsack/success_rate": (1 + 0 + 0.1 + 0.5) / 4,
             "knapsack/reward": (1 + 0 + 0.1 + 0.5) / 4,
+            "knapsack/tokens_over_uniform": 1,  # each completion has one token
+            "knapsack/tokens_over_uniform/predicted": 1,  # no length was known
             "knapsack/rank_imbalance": 1.5,
             "knapsack/solver_time": 0.25,
             "knapsack/looks": 0,
@@ -135,6 +137,19 @@ def test_metrics_by_hand():
     ours = sum(oracle.expected_value(a, b, n) for (a, b), n in zip(pairs, [2, 6, 10, 3, 4], strict=True))
     uniform = sum(oracle.expected_value(a, b, 5) for a, b in pairs)
     assert value == pytest.approx(ours / uniform)
+
+
+def test_tokens_over_uniform_by_hand():
+    record = record_by_hand()
+    known = replace(record.evidence, mean_length=np.array([10.0, 20.0, 40.0, np.nan, 30.0]))
+    looks, before = np.array([False, False, False, True, False]), np.array([3, 0, 0, 0, 1])
+    tokens = np.array([40.0, 180.0, 500.0, 3.0, 100.0])  # 20, 30, 50 and 25 a completion
+    predicted, actual = replace(
+        record, evidence=known, looks=looks, before=before, tokens=tokens
+    ).tokens_over_uniform()
+    totals = [5, 6, 10, 5]  # all of the visit, of those who were decided upon
+    assert predicted == pytest.approx(sum(n * t for n, t in zip(totals, [10, 20, 40, 30], strict=True)) / (6.5 * 100))
+    assert actual == pytest.approx(sum(n * t for n, t in zip(totals, [20, 30, 50, 25], strict=True)) / (6.5 * 125))
 
 
 def test_a_record_shows_itself_on_a_line():

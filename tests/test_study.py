@@ -44,6 +44,9 @@ def is_solved(task, prompt, completion):
         numbers, target = prompt.rstrip(":").split(">")
         value, used = value_of(completion)
         return value == int(target) and sorted(used) == sorted(map(int, numbers.split(",")))
+    if task == "sums":
+        first, *terms = map(int, prompt.rstrip("=").split("+"))
+        return completion.split(",") == [str(first + sum(terms[: i + 1])) for i in range(len(terms))]
     letters = prompt[:-1]
     return completion == "[" + "".join(sorted(letters, reverse=prompt[-1] == ">")) + "]"
 
@@ -58,12 +61,12 @@ def load_policy(task):
 def test_problems_are_right_and_as_hard_as_their_regime_says(task):
     model, tokenizer = load_policy(task)
     means = {}
-    for regime in REGIMES:
+    for regime in TASKS[task].regimes:
         train, held_out = (load_problems(task, regime, split) for split in ("train", "test"))
-        assert len(train) == 480
+        assert len(train) == (2880 if regime == "once" else 480)
         assert len(held_out) == 320
         prompts = [row["prompt"] for row in train + held_out]
-        assert len(set(prompts)) == 800
+        assert len(set(prompts)) == len(prompts)
         assert all(is_reserved(prompt) for prompt in prompts)  # none was in the policy's training
         for row in train + held_out:
             assert row["solutions"]
@@ -74,10 +77,14 @@ def test_problems_are_right_and_as_hard_as_their_regime_says(task):
         assert exact == pytest.approx([row["rate"] for row in some], abs=2e-4)
         means[regime] = np.array([row["rate"] for row in train + held_out])
     assert np.histogram(means["broad"], np.linspace(0, 1, 11))[0] == pytest.approx(np.full(10, 80), abs=2)
-    assert (means["hard"] <= 0.1).mean() == pytest.approx(0.9, abs=0.01)
-    easy = means["saturated"] >= 0.8
-    assert easy.mean() == pytest.approx(0.75, abs=0.01)
-    assert means["saturated"][easy].mean() == pytest.approx(0.9, abs=0.03)
+    if "hard" in means:
+        assert (means["hard"] <= 0.1).mean() == pytest.approx(0.9, abs=0.01)
+    if "saturated" in means:
+        easy = means["saturated"] >= 0.8
+        assert easy.mean() == pytest.approx(0.75, abs=0.01)
+        assert means["saturated"][easy].mean() == pytest.approx(0.9, abs=0.03)
+    if "rare" in means:
+        assert (means["rare"] <= 0.02).mean() == pytest.approx(0.7, abs=0.01)
 
 
 @pytest.mark.parametrize("task", TASKS)

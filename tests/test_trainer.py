@@ -566,6 +566,11 @@ def test_resuming_without_success_rates_is_refused(model, tmp_path):
         ({"group_weight_power": 1.5}, r"group_weight_power \(1.5\) must lie between 0, every prompt weighs the same"),
         ({"group_weight_power": -0.5}, r"group_weight_power \(-0.5\) must lie between 0"),
         ({"group_weight_power": float("nan")}, r"group_weight_power \(nan\) must lie between 0"),
+        ({"token_budget": "equal"}, r"token_budget \('equal'\) must be 'uniform', the tokens of equal shares"),
+        (
+            {"token_budget": "uniform", "allocation": "paper"},
+            r"token_budget \('uniform'\) needs allocation='posterior', not 'paper'",
+        ),
         ({"allocation": "greedy"}, r"allocation 'greedy' must be one of 'posterior'"),
         ({"success_prior": [0.0, 0.5]}, r"success_prior \[0.0, 0.5\] must be two positive numbers"),
         ({"success_prior": 1.0}, r"success_prior 1.0 must be two positive numbers, for example \(1.0, 1.0\)"),
@@ -631,6 +636,48 @@ def test_what_is_no_rule_is_refused_at_construction(model, tmp_path, rule, sente
         KnapsackGRPOTrainer(
             model, tiny.digit_reward, KnapsackGRPOConfig(**options(tmp_path)), tiny.prompts(), allocation_rule=rule
         )
+
+
+def test_a_token_budget_beside_a_rule_of_ones_own_is_refused(model, tmp_path):
+    args = KnapsackGRPOConfig(**options(tmp_path, token_budget="uniform"))
+    with pytest.raises(
+        ValueError, match=r"token_budget \('uniform'\) is an option of .* but allocation_rule is given"
+    ):
+        KnapsackGRPOTrainer(model, tiny.digit_reward, args, tiny.prompts(), allocation_rule=PosteriorRule())
+
+
+@pytest.mark.parametrize("changes", [{}, {"look_generations": 2, "allocation_window": 16}], ids=["alone", "looks"])
+def test_a_token_budget_keeps_to_the_tokens_of_equal_shares(model, tmp_path, changes):
+    """Prompts that are often solved but not always have long completions here, and are wanted most."""
+
+    def generate(prompts, trainer):
+        random = np.random.default_rng(trainer.state.global_step)
+        ids = []
+        for prompt in prompts:
+            length = 6 if prompt.startswith("m") else 1
+            ids.append([*random.integers(3, 13, length - 1).tolist(), 1])
+        encoded = trainer.processing_class(prompts)["input_ids"]
+        return {"prompt_ids": encoded, "completion_ids": ids, "logprobs": None}
+
+    def reward(prompts, completion_ids, **kwargs):
+        return [
+            float(prompt.startswith("m") and ids[0] % 2) for prompt, ids in zip(prompts, completion_ids, strict=True)
+        ]
+
+    over = {}
+    for limit in (None, "uniform"):
+        args = KnapsackGRPOConfig(
+            **options(tmp_path / str(limit), max_steps=16, learning_rate=0.0, token_budget=limit, **changes)
+        )
+        trainer = train(
+            KnapsackGRPOTrainer, model, args, rewards=reward, rollout_func=generate, dataset=tiny.prompts(kinds="eemh")
+        )
+        logs = [log for log in trainer.state.log_history if "knapsack/tokens_over_uniform" in log]
+        over[limit] = np.array([log["knapsack/tokens_over_uniform"] for log in logs[6:]])
+        tokens = [record.tokens.sum() for record in trainer.records]
+        assert over[limit].min() > 0.5 and len(tokens) == 16
+    assert over[None].mean() > 1.1
+    assert over["uniform"].mean() < 1.02
 
 
 def test_a_sampler_that_does_not_repeat_prompts_is_refused(model, tmp_path):

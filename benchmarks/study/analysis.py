@@ -51,15 +51,15 @@ class Cell:
     def accuracy(self, contender: str) -> Interval:
         return over_seeds(self.scores(contender))
 
-    def differences(self, contender: str, measure: str = "scores") -> np.ndarray:
-        """Difference to uniform of each seed that both have, `(S,)`, in `scores` or `means`."""
-        ours, theirs = getattr(self, measure)(contender), getattr(self, measure)("uniform")
+    def differences(self, contender: str, measure: str = "scores", against: str = "uniform") -> np.ndarray:
+        """Difference to another contender of each seed that both have, `(S,)`, in `scores` or `means`."""
+        ours, theirs = getattr(self, measure)(contender), getattr(self, measure)(against)
         seeds = min(len(ours), len(theirs))
         return ours[:seeds] - theirs[:seeds]
 
-    def over_uniform(self, contender: str, measure: str = "scores") -> Interval:
-        """Held-out accuracy less uniform's, over paired seeds."""
-        return over_seeds(self.differences(contender, measure))
+    def over(self, contender: str, measure: str = "scores", against: str = "uniform") -> Interval:
+        """Held-out accuracy less another's, over paired seeds."""
+        return over_seeds(self.differences(contender, measure, against))
 
     def mean(self, contender: str, measure: str) -> float:
         """Mean over seeds and, where it is a series, over training."""
@@ -142,9 +142,9 @@ def stale(profile_name: str) -> list[str]:
     return [name for name, run in load_results(profile_name).items() if run["digest"] != digests[run["contender"]]]
 
 
-def pooled_over_uniform(cells: list[Cell], contender: str, measure: str = "scores") -> Interval:
-    """Held-out accuracy less uniform's over several cells, of equal weight."""
-    return pooled([cell.differences(contender, measure) for cell in cells])
+def pooled_over(cells: list[Cell], contender: str, measure: str = "scores", against: str = "uniform") -> Interval:
+    """Held-out accuracy less another contender's over several cells, of equal weight."""
+    return pooled([cell.differences(contender, measure, against) for cell in cells])
 
 
 def tuning_table(profile: Profile, results: dict[str, dict]) -> dict[tuple[str, str], list[float]]:

@@ -11,6 +11,7 @@ import torch
 from policies import success_rates
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import RepeatSampler, pad
+from variants import FewerLater, MoreLater, Novelty, Progress, Replay, TokenPrice, Uncertainty
 
 from trl_knapsack import KnapsackGRPOTrainer, SuccessRateTracker, allocate
 from trl_knapsack.allocation import Allocation, AllocationRule, PaperRule, PosteriorRule, UniformRule
@@ -224,6 +225,7 @@ def _conformal(**kwargs):
 UNIFORM = {"allocation": "uniform"}
 ALONE = {"look_generations": 0, "allocation_window": 1}  # each generation batch decides by earlier visits
 LOOK = {"look_generations": 3, "allocation_window": 1}
+DEFAULT = {"look_generations": 3, "allocation_window": 64}  # also for rules of our own here
 COLUMN = {"difficulty_columns": ["solved"]}
 
 # "look-64" is the package's default.
@@ -236,7 +238,7 @@ CONTENDERS = {
     "look": Contender("the same, after a look of 3 at each prompt", options=LOOK, lr_of="posterior"),
     "look-64": Contender(
         "the same, budgets shared by 64 prompts: the package's default",
-        options={"look_generations": 3, "allocation_window": 64},
+        options=DEFAULT,
         lr_of="posterior",
     ),
     "look-2": Contender("the package's default with a look of 2", options={"look_generations": 2}, lr_of="posterior"),
@@ -294,6 +296,53 @@ CONTENDERS = {
         options=ALONE,
         rule=lambda policy: PosteriorRule("mixed"),
         lr_of="posterior",
+    ),
+    "value-variance": Contender(
+        "the package's default, value p (1-p)", rule=lambda policy: PosteriorRule("variance"), lr_of="posterior"
+    ),
+    "value-root": Contender(
+        "the package's default, value sqrt(p) (1-p)", rule=lambda policy: PosteriorRule("root"), lr_of="posterior"
+    ),
+    "value-mixed": Contender(
+        "the package's default, value 1", rule=lambda policy: PosteriorRule("mixed"), lr_of="posterior"
+    ),
+    "novelty": Contender(
+        "the package's default, and 0.05 x novelty in the value",
+        options=DEFAULT,
+        rule=lambda policy: Novelty(0.05),
+        lr_of="posterior",
+    ),
+    "uncertainty": Contender(
+        "the package's default, and 0.2 x the belief's standard deviation in the value",
+        options=DEFAULT,
+        rule=lambda policy: Uncertainty(0.2),
+        lr_of="posterior",
+    ),
+    "progress": Contender(
+        "the package's default, and 0.2 x the change since the last visit in the value",
+        options=DEFAULT,
+        rule=lambda policy: Progress(0.2),
+        lr_of="posterior",
+    ),
+    "tokens": Contender(
+        "the package's default, within the tokens of equal shares",
+        options=DEFAULT | {"token_budget": "uniform"},
+        lr_of="posterior",
+    ),
+    "token-price": Contender(
+        "the package's default, a token costs half of what it brings on average",
+        options=DEFAULT,
+        rule=lambda policy: TokenPrice(0.5),
+        lr_of="posterior",
+    ),
+    "fewer-later": Contender(
+        "the package's default, from 12 rollouts a prompt to 4", options=DEFAULT, trainer=FewerLater, lr_of="posterior"
+    ),
+    "more-later": Contender(
+        "the package's default, from 4 rollouts a prompt to 12", options=DEFAULT, trainer=MoreLater, lr_of="posterior"
+    ),
+    "replay": Contender(
+        "the package's default, and rare successes replayed", options=DEFAULT, trainer=Replay, lr_of="posterior"
     ),
     "conformal": Contender(
         "conformal early stopping (trl-cgrpo), its calibration rollouts counted", trainer=_conformal, needs="trl_cgrpo"

@@ -16,7 +16,7 @@ import torch
 from policies import encode, success_rates
 from scipy import stats
 from study import RESULTS
-from tasks import POLICIES, TASKS, load_problems, reward
+from tasks import MAIN_TASKS, POLICIES, TASKS, load_problems, reward
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
@@ -107,7 +107,7 @@ def correlations(columns: dict[str, list[float]], resamples: int = 1000) -> dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", default=list(MAIN_TASKS), choices=list(TASKS))
     parser.add_argument("--prompts", type=int, default=160)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

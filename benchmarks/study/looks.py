@@ -17,7 +17,7 @@ import numpy as np
 from recordings import SEEDS, Recording, record
 from scipy import stats
 from study import RESULTS
-from tasks import NUM_TRAIN, REGIMES, TASKS
+from tasks import MAIN_TASKS, NUM_TRAIN, REGIMES, TASKS
 from tqdm.auto import tqdm
 
 from trl_knapsack import SuccessRateTracker
@@ -72,7 +72,7 @@ def gains(recording: Recording, look: int, window: int, draws: Sequence[int]) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", default=list(MAIN_TASKS), choices=list(TASKS))
     parser.add_argument("--regimes", nargs="+", default=list(REGIMES), choices=REGIMES)
     parser.add_argument("--draws", type=int, default=5, help="replays of each recording")
     args = parser.parse_args()

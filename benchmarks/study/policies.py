@@ -20,6 +20,8 @@ from tasks import (
     NUM_TRAIN,
     NUM_TRAIN_ONCE,
     POLICIES,
+    RARE,
+    REGIMES,
     SINGLE_EPOCH,
     TASKS,
     Problem,
@@ -32,7 +34,7 @@ from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 encode = make_math_policy.encode
 POOL = 16_000  # problems that the regimes choose from
-POOL_ONCE = 24_000
+POOL_ONCE = POOL_RARE = 24_000
 
 
 @torch.no_grad()
@@ -71,6 +73,9 @@ def lessons(task: str, batch_size: int, steps: int, careless_from: int, rng: ran
 
 HARD = [(0.0, 0.05, 0.5), (0.05, 0.1, 0.4), (0.1, 0.6, 0.1)]  # rates from, to, and their share
 SATURATED = [(0.8, 0.9, 0.35), (0.9, 1.01, 0.4), *((low, high, share / 4) for low, high, share in HARD)]
+RARELY = [(0.002, 0.02, 0.7), (0.02, 0.6, 0.3)]
+BROAD = [(low / 10, low / 10 + 0.1, 0.1) for low in range(10)]
+BINS = {"broad": BROAD, "hard": HARD, "saturated": SATURATED}
 
 
 def draw_single_epoch(rates: np.ndarray, seed: int) -> list[int]:
@@ -95,16 +100,17 @@ def draw_single_epoch(rates: np.ndarray, seed: int) -> list[int]:
     return chosen
 
 
-def draw_regimes(pool: list[Problem], rates: np.ndarray, seed: int) -> dict[str, list[int]]:
+def draw_regimes(
+    pool: list[Problem], rates: np.ndarray, bins: dict[str, list[tuple[float, float, float]]], seed: int
+) -> dict[str, list[int]]:
     """
-    Problems of each regime, as places in the pool.
+    Problems of each regime, as places in the pool; `bins` are rates from, to, and their share.
 
     Broad: rates even over [0, 1]. Hard: nine in ten below 0.1, the others up to 0.6. Saturated: three quarters between
-    0.8 and 1 with a mean near 0.9, the rest as in the hard regime.
+    0.8 and 1 with a mean near 0.9, the rest as in the hard regime. Rare: seven in ten between 0.002 and 0.02.
     """
     rng = np.random.default_rng(seed)
     wanted = NUM_TRAIN + NUM_HELD_OUT
-    bins = {"broad": [(low / 10, low / 10 + 0.1, 0.1) for low in range(10)], "hard": HARD, "saturated": SATURATED}
     regimes = {}
     for regime, shares in bins.items():
         chosen = []
@@ -142,10 +148,20 @@ def make(name: str, steps: int | None, seed: int) -> None:
 
 def write_problems(name: str, model, tokenizer, seed: int) -> None:
     """Draw the regimes by the policy's success rates, and write them beside it."""
+    ids = [f"train-{i}" for i in range(NUM_TRAIN)] + [f"test-{i}" for i in range(NUM_HELD_OUT)]
     problems, rates = draw_pool(name, model, tokenizer, POOL, seed + 1)
-    for regime, places in draw_regimes(problems, rates, seed).items():
-        ids = [f"train-{i}" if i < NUM_TRAIN else f"test-{i - NUM_TRAIN}" for i in range(len(places))]
+    bins = {regime: BINS[regime] for regime in TASKS[name].regimes if regime in REGIMES}
+    for regime, places in draw_regimes(problems, rates, bins, seed).items():
         write(POLICIES / name / f"{regime}.jsonl", ids, places, problems, rates)
+    if RARE in TASKS[name].regimes:
+        problems, rates = draw_pool(name, model, tokenizer, POOL_RARE, seed + 3)
+        (places,) = draw_regimes(problems, rates, {RARE: RARELY}, seed).values()
+        write(POLICIES / name / f"{RARE}.jsonl", ids, places, problems, rates)
+    if SINGLE_EPOCH in TASKS[name].regimes:
+        write_single_epoch(name, model, tokenizer, seed)
+
+
+def write_single_epoch(name: str, model, tokenizer, seed: int) -> None:
     held_out = [row["prompt"] for row in load_problems(name, "saturated", "test")]
     problems, rates = draw_pool(name, model, tokenizer, POOL_ONCE, seed + 2, excluded=held_out)
     places = draw_single_epoch(rates, seed)

@@ -23,7 +23,7 @@ import numpy as np
 from recordings import SEEDS, Recording, record
 from scipy import stats
 from study import RESULTS
-from tasks import NUM_TRAIN, REGIMES, TASKS, load_problems, solve_rates
+from tasks import MAIN_TASKS, NUM_TRAIN, REGIMES, TASKS, load_problems, solve_rates
 from tqdm.auto import tqdm
 
 from trl_knapsack import SuccessRateTracker, allocate
@@ -160,7 +160,7 @@ def measure(task: str, regime: str, seeds: Sequence[int], draws: int, kinds: Seq
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", default=list(MAIN_TASKS), choices=list(TASKS))
     parser.add_argument("--regimes", nargs="+", default=list(REGIMES), choices=REGIMES)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="of the recordings")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from run import Run, execute
 from study import RESULTS
-from tasks import REGIMES, TASKS
+from tasks import MAIN_TASKS, REGIMES, TASKS
 
 from trl_knapsack.allocation import Allocation, Evidence, PosteriorRule
 
@@ -79,7 +79,7 @@ def record(task: str, regime: str, seed: int, steps: int = STEPS) -> Recording:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", default=list(MAIN_TASKS), choices=list(TASKS))
     parser.add_argument("--regimes", nargs="+", default=list(REGIMES), choices=REGIMES)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--steps", type=int, default=STEPS)

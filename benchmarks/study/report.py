@@ -14,9 +14,9 @@ import sys
 from collections.abc import Callable
 
 import numpy as np
-from analysis import RESAMPLES, Cell, about, load_cells, pooled_over_uniform, stale, tuning_table
+from analysis import RESAMPLES, Cell, about, load_cells, pooled_over, stale, tuning_table
 from contenders import CONTENDERS
-from study import HERE, PROFILES, RESULTS, TUNING_TASK, load_results
+from study import HERE, PROFILES, RESULTS, TUNING_TASK, VARIANTS, load_results
 
 from trl_knapsack.evaluation import bootstrap_interval
 
@@ -34,6 +34,7 @@ SPENDERS = (
 )  # whose use of rollouts is shown
 SOONER = ("posterior", "look", "look-64", "column", "column-look", "warm", "oracle")
 SETTINGS = {"once": "one epoch", "two": "2 prompts a batch", "four": "4 prompts a batch"}  # by profile
+DEFAULT = "look-64"
 PRIORS = ("size", "solve rate", "hidden state", "noise")  # kinds of features
 Cells = dict[tuple[str, str], Cell]
 
@@ -63,7 +64,7 @@ def accuracy(cells: Cells) -> str:
     """Every contender on the tuning task: held-out accuracy less uniform's, in each regime."""
 
     def entry(cell: Cell, name: str) -> str:
-        return str(cell.accuracy(name)) if name == "uniform" else signed(cell.over_uniform(name))
+        return str(cell.accuracy(name)) if name == "uniform" else signed(cell.over(name))
 
     def label(name: str) -> str:
         return "uniform: held-out accuracy" if name == "uniform" else f"`{name}`: {about(name)}"
@@ -76,12 +77,12 @@ def all_tasks(cells: Cells) -> str:
     contenders = [name for name in CONTENDERS if all(name in cell.runs for cell in cells.values())]
     rows = []
     for (task, regime), cell in cells.items():
-        others = [signed(cell.over_uniform(name)) for name in contenders if name != "uniform"]
+        others = [signed(cell.over(name)) for name in contenders if name != "uniform"]
         rows.append([f"{task}, {regime}", str(cell.accuracy("uniform")), *others])
     for regime in dict.fromkeys(regime for _, regime in cells):
         some = [cell for (_, of), cell in cells.items() if of == regime]
         if len(some) > 1:
-            pooled = [signed(pooled_over_uniform(some, name)) for name in contenders if name != "uniform"]
+            pooled = [signed(pooled_over(some, name)) for name in contenders if name != "uniform"]
             rows.append([f"all tasks, {regime}", "", *pooled])
     return table(["", "uniform", *(f"`{name}`" for name in contenders if name != "uniform")], rows)
 
@@ -102,13 +103,12 @@ def cost_arithmetic(cells: Cells) -> str:
 
 
 def cost_of_default(cells: Cells) -> str:
-    """The default's cost to reach uniform's final accuracy, counted in three ways."""
-    measures = {"rollouts": "rollouts", "tokens": "tokens", "cpu_seconds": "CPU time of training"}
+    """The default's cost to reach uniform's final accuracy, in rollouts and in tokens."""
     rows = [
-        [f"{task}, {regime}", *(share(*cell.cost_to_reach_uniform("posterior", measure)) for measure in measures)]
+        [f"{task}, {regime}", *(share(*cell.cost_to_reach_uniform(DEFAULT, cost)) for cost in ("rollouts", "tokens"))]
         for (task, regime), cell in cells.items()
     ]
-    return table(["`posterior`", *measures.values()], rows)
+    return table([f"`{DEFAULT}`", "rollouts", "tokens"], rows)
 
 
 def share(estimate: float, low: float, high: float) -> str:
@@ -116,6 +116,37 @@ def share(estimate: float, low: float, high: float) -> str:
         return "not reached" if value == float("inf") else f"{value:.2f}"
 
     return f"{text(estimate)} [{text(low)}, {text(high)}]"
+
+
+def points(gain, share_of_rollouts: float | None = None) -> str:
+    """A difference in per cent points, and the share of rollouts to uniform's final accuracy."""
+    star = "**" if gain.low > 0 or gain.high < 0 else ""
+    text = f"{star}{100 * gain.estimate:+.2f}{star} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
+    if share_of_rollouts is not None:
+        text += ", not reached" if share_of_rollouts == float("inf") else f", {share_of_rollouts:.2f}"
+    return text
+
+
+def over_the_run(cells: Cells, label: str, contenders: list[str], against: str = "uniform") -> list[list[str]]:
+    """Rows of accuracy over the run less another contender's, a column for each; with the mean over the tasks."""
+    rows = []
+    for (task, _), cell in cells.items():
+        row = [f"{label}{task}"]
+        for name in contenders:
+            if name not in cell.runs or against not in cell.runs:
+                row.append("")
+                continue
+            reached = cell.cost_to_reach_uniform(name)[0]
+            seeds = len(cell.differences(name, "means", against))
+            row.append(f"{points(cell.over(name, 'means', against), reached)} ({seeds})")
+        rows.append(row)
+    if len(cells) > 1:
+        row = [f"{label}mean of tasks"]
+        for name in contenders:
+            there = all(name in cell.runs and against in cell.runs for cell in cells.values())
+            row.append(f"{points(pooled_over(list(cells.values()), name, 'means', against))} (all)" if there else "")
+        rows.append(row)
+    return rows
 
 
 def sooner(cells: Cells) -> str:
@@ -128,40 +159,51 @@ def sooner(cells: Cells) -> str:
     contenders = [
         name for name in SOONER if any(name in cell.runs for some in settings.values() for cell in some.values())
     ]
-    rows = []
-
-    def entry(gain, share_of_rollouts: float | None, seeds: str) -> str:
-        star = "**" if gain.low > 0 or gain.high < 0 else ""
-        text = f"{star}{100 * gain.estimate:+.2f}{star} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
-        if share_of_rollouts is not None:
-            text += ", not reached" if share_of_rollouts == float("inf") else f", {share_of_rollouts:.2f}"
-        return f"{text} ({seeds})"
-
-    for label, some in settings.items():
-        for (task, _), cell in some.items():
-            row = [f"{label}, {task}"]
-            for name in contenders:
-                if name not in cell.runs:
-                    row.append("")
-                    continue
-                gain, reached = cell.over_uniform(name, "means"), cell.cost_to_reach_uniform(name)[0]
-                row.append(entry(gain, reached, str(len(cell.differences(name)))))
-            rows.append(row)
-        if len(some) > 1:
-            row = [f"{label}, mean of tasks"]
-            for name in contenders:
-                there = [cell for cell in some.values() if name in cell.runs]
-                gain = pooled_over_uniform(there, name, "means") if len(there) == len(some) else None
-                row.append("" if gain is None else entry(gain, None, "all"))
-            rows.append(row)
+    rows = [row for label, some in settings.items() for row in over_the_run(some, f"{label}, ", contenders)]
     return table(["", *(f"`{name}`" for name in contenders)], rows)
+
+
+def variants(cells: Cells) -> str:
+    """Variants of the default in the saturated regime: accuracy over the run less the default's own, in points."""
+    saturated = {key: cell for key, cell in cells.items() if key[1] == "saturated"}
+    names = [name for name in VARIANTS if any(name in cell.runs for cell in saturated.values())]
+    columns = over_the_run(saturated, "", names, against=DEFAULT)
+    rows = [
+        [f"`{name}`: {about(name)}", *(column[place] for column in columns)] for place, name in enumerate(names, 1)
+    ]
+    return table(["", *(column[0] for column in columns)], rows)
+
+
+def tokens() -> str:
+    """A limit on tokens where hard problems have long answers: accuracy over the run, tokens, and what it took."""
+    rows = []
+    for (task, regime), cell in load_cells("tokens")[0].items():
+        most = cell.last("uniform", "tokens")
+        for name in cell.runs:
+            if name != "uniform":
+                costs = [share(*cell.cost_to_reach_uniform(name, cost)) for cost in ("rollouts", "tokens")]
+                spent = f"{cell.last(name, 'tokens') / most:.3f}"
+                rows.append([f"{task}, {regime}: `{name}`", points(cell.over(name, "means")), spent, *costs])
+    return table(["", "over uniform, points", "tokens over uniform's", "rollouts", "tokens"], rows)
+
+
+def replay() -> str:
+    """Replay, on problems that are next to never solved."""
+    rows = []
+    for (task, _), cell in load_cells("rare")[0].items():
+        for name in cell.runs:
+            gain = "" if name == "uniform" else points(cell.over(name, "means"))
+            seeds = len(cell.runs[name])
+            never, best = f"{cell.mean(name, 'never_solved'):.0f}", f"{cell.last(name, 'pass@8'):.3f}"
+            rows.append([f"{task}: `{name}`", str(cell.accuracy(name)), gain, never, best, str(seeds)])
+    return table(["", "held-out accuracy", "over uniform, points", "never solved", "pass@8", "seeds"], rows)
 
 
 def tests(cells: Cells) -> str:
     """Paired tests of the default against uniform over held-out problems."""
     rows = []
     for (task, regime), cell in cells.items():
-        result = cell.tests("posterior")
+        result = cell.tests(DEFAULT)
         solved = result["mcnemar"]
         cells_of_row = [
             f"{result['higher']} / {result['lower']}",
@@ -174,7 +216,7 @@ def tests(cells: Cells) -> str:
         "",
         "problems with a higher / lower rate",
         "Wilcoxon p",
-        "solved only by posterior / by uniform",
+        f"solved only by {DEFAULT} / by uniform",
         "McNemar p",
     ]
     return table(head, rows)
@@ -272,6 +314,9 @@ def tables(profile_name: str) -> dict[str, str]:
         "accuracy": accuracy(cells),
         "all-tasks": all_tasks(cells),
         "sooner": sooner(cells),
+        "variants": variants(cells),
+        "tokens": tokens(),
+        "replay": replay(),
         "cost": cost(cells),
         "cost-arithmetic": cost_arithmetic(cells),
         "cost-of-default": cost_of_default(cells),

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from contenders import CONTENDERS, can_run
 from run import PROMPTS, Run, execute
-from tasks import REGIMES, SINGLE_EPOCH, TASKS
+from tasks import MAIN_TASKS, RARE, REGIMES, SINGLE_EPOCH, TASKS
 from tqdm.auto import tqdm
 
 
@@ -33,7 +33,11 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 TUNING_TASK = "arithmetic"
 TUNED = tuple(name for name, contender in CONTENDERS.items() if contender.lr_of is None)
-VARIANTS = ("look-2", "look-4", "probe-4")
+VARIANTS = (
+    *("look-2", "look-4", "probe-4", "value-variance", "value-root", "value-mixed"),
+    *("novelty", "uncertainty", "progress", "fewer-later", "more-later"),
+)
+ELSEWHERE = ("tokens", "token-price", "replay")  # in profiles of their own
 ON_ALL_TASKS = ("uniform", "posterior", "look", "look-64", "warm", "paper", "oracle", *VARIANTS)
 
 
@@ -61,9 +65,9 @@ class Profile:
     tuning_seeds: tuple[int, ...]
     report_seeds: tuple[int, ...]
     tuned: tuple[str, ...] = TUNED
-    on_one_task: tuple[str, ...] = tuple(CONTENDERS)
+    on_one_task: tuple[str, ...] = tuple(name for name in CONTENDERS if name not in ELSEWHERE)
     on_all_tasks: tuple[str, ...] = ON_ALL_TASKS
-    tasks: tuple[str, ...] = tuple(TASKS)
+    tasks: tuple[str, ...] = MAIN_TASKS
     regimes: tuple[str, ...] = REGIMES
     prompts: int = PROMPTS
     claimed: tuple[str, ...] = ()
@@ -128,19 +132,35 @@ PROFILES = {
         learning_rates=(3e-5, 6e-5, 1.2e-4),
         tuning_seeds=(101, 102),
         report_seeds=(1, 2, 3, 4, 5),
-        claimed=("uniform", "posterior", "look", "look-64"),
+        claimed=("uniform", "posterior", "look-64"),
         further_seeds=(6, 7, 8, 9, 10),
         variants=VARIANTS,
     ),
     "once": replace(SOONER, regimes=(SINGLE_EPOCH,)),
     "two": replace(SOONER, prompts=2),
     "four": replace(SOONER, prompts=4),
+    "tokens": replace(
+        SOONER,
+        tasks=("sums",),
+        regimes=("broad",),
+        on_one_task=(),
+        on_all_tasks=("uniform", "look-64", "tokens", "token-price", "oracle"),
+        rates_of=("full", "broad"),
+    ),
+    "rare": replace(
+        SOONER,
+        tasks=tuple(task for task in TASKS if RARE in TASKS[task].regimes),
+        regimes=(RARE,),
+        on_one_task=("uniform", "look-64", "replay"),
+        on_all_tasks=("uniform", "look-64", "replay"),
+        rates_of=("full", "hard"),
+    ),
     "long": Profile(
         steps=640,
         learning_rates=(1.5e-5, 3e-5, 6e-5, 1.2e-4, 2.4e-4),
         tuning_seeds=(101, 102, 103, 104),
         report_seeds=tuple(range(1, 11)),
-        on_all_tasks=tuple(CONTENDERS),
+        on_all_tasks=tuple(name for name in CONTENDERS if name not in ELSEWHERE),
     ),
 }
 
@@ -243,7 +263,9 @@ def run_all(profile: str, runs: Iterable[Run], workers: int, label: str) -> None
 def weight(run: Run) -> float:
     """About how long a run takes, in the unit of the progress bar."""
     return (
-        run.steps * CONTENDERS[run.contender].budget * {"arithmetic": 1.0, "countdown": 1.6, "sorting": 1.6}[run.task]
+        run.steps
+        * CONTENDERS[run.contender].budget
+        * {"arithmetic": 1.0, "countdown": 1.6, "sorting": 1.6, "sums": 2.0}[run.task]
     )
 
 

@@ -1,11 +1,12 @@
 """
-The study's three tasks: problems of graded difficulty, exact verifiers, and regimes of them.
+The study's tasks: problems of graded difficulty, exact verifiers, and regimes of them.
 
 | task | prompt | accepted completions |
 |---|---|---|
 | arithmetic | `305-187=` | `118` |
 | countdown | `3,5,14>29:` | `3*5+14`, `14+3*5`, ...: each number once, the target reached |
 | sorting | `dbca>` | `[dcba]`: the letters in the asked order, within brackets |
+| sums | `14+3+25=` | `17,42`: all running sums, so that hard problems have long answers; only for the cost of tokens |
 
 Accepted completions are few and can be listed, so the chance that a policy succeeds is computed, not sampled.
 """
@@ -31,6 +32,8 @@ import numpy as np  # noqa: E402
 POLICIES = HERE / "policies"
 REGIMES = ("saturated", "broad", "hard")
 SINGLE_EPOCH = "once"  # the saturated regime with as many problems as 160 steps draw, held out as there
+RARE = "rare"  # problems that are next to never solved, of which sorting has too few
+ALL_REGIMES = (*REGIMES, SINGLE_EPOCH)
 NUM_TRAIN, NUM_HELD_OUT = 480, 320
 NUM_TRAIN_ONCE = 2880
 
@@ -56,6 +59,7 @@ class Task:
         max_completion_length (`int`): Tokens of the longest completion, its end included.
         warm_up_steps (`int`): Steps of the policy's supervised training.
         careless_share (`float`): Share of these steps with the careless teacher.
+        regimes (`tuple[str, ...]`): Its regimes.
     """
 
     alphabet: str
@@ -63,6 +67,7 @@ class Task:
     max_completion_length: int
     warm_up_steps: int
     careless_share: float
+    regimes: tuple[str, ...] = ALL_REGIMES
 
 
 # --- arithmetic: the kinds of problems of the demo, where a careless teacher forgets carries, borrows, parentheses ----
@@ -135,6 +140,20 @@ def _sorting(rng: random.Random) -> tuple[Problem, float]:
     return Problem(prompt, (f"[{ordered}]",), rng.choice(mistakes)), _graded(prompt[0], bounds)
 
 
+# --- sums: the working shown, a number for each addition --------------------------------------------------------------
+
+
+def _sums(rng: random.Random) -> tuple[Problem, float]:
+    terms = [rng.randint(1, 29) for _ in range(rng.randint(2, 6))]
+    right = list(itertools.accumulate(terms))
+    slip = rng.randrange(1, len(terms))  # where the careless teacher is one ten short
+    wrong = right[:slip] + [value - 10 if value >= 20 else value + 10 for value in right[slip:]]
+    prompt = "+".join(map(str, terms)) + "="
+    bounds = ((0.0, 0.3), (0.1, 0.6), (0.2, 0.9), (0.3, 0.97), (0.4, 0.98))[len(terms) - 2]
+    solution, mistake = (",".join(map(str, sums[1:])) for sums in (right, wrong))
+    return Problem(prompt, (solution,), mistake), _graded(prompt[0], bounds)
+
+
 def _graded(character: str, bounds: tuple[float, float]) -> float:
     """How often the careless teacher errs: between the bounds, by a character of the prompt, which a policy sees."""
     low, high = bounds
@@ -143,11 +162,15 @@ def _graded(character: str, bounds: tuple[float, float]) -> float:
 
 TASKS = {
     "arithmetic": Task(
-        "0123456789+-*()=", _arithmetic, max_completion_length=5, warm_up_steps=1500, careless_share=0.15
+        "0123456789+-*()=", _arithmetic, 5, warm_up_steps=1500, careless_share=0.15, regimes=(*ALL_REGIMES, RARE)
     ),
-    "countdown": Task("0123456789+-*,>:", _countdown, max_completion_length=9, warm_up_steps=3500, careless_share=0.3),
-    "sorting": Task("abcdefghij<>[]", _sorting, max_completion_length=11, warm_up_steps=1200, careless_share=0.5),
+    "countdown": Task(
+        "0123456789+-*,>:", _countdown, 9, warm_up_steps=3500, careless_share=0.3, regimes=(*ALL_REGIMES, RARE)
+    ),
+    "sorting": Task("abcdefghij<>[]", _sorting, 11, warm_up_steps=1200, careless_share=0.5),
+    "sums": Task("0123456789+,=", _sums, 20, warm_up_steps=1500, careless_share=0.3, regimes=("broad",)),
 }
+MAIN_TASKS = ("arithmetic", "countdown", "sorting")
 
 
 def is_reserved(prompt: str) -> bool:

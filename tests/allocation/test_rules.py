@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import naive
 import numpy as np
@@ -272,3 +273,52 @@ def test_a_rules_answer_is_checked(answer, sentence):
     with pytest.raises(InvalidInputError, match=re.escape(sentence)) as error:
         checked_allocation(mine, evidence([0.1, 0.5]), 16, 2, 10)
     assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------------------- tokens
+
+
+@st.composite
+def with_lengths(draw):
+    known, budget, low, high = draw(situations())
+    lengths = draw(st.lists(st.sampled_from([nan, 0.0, 7.0, 100.0, 333.3]), min_size=len(known), max_size=len(known)))
+    return replace(known, mean_length=np.array(lengths)), budget, low, high
+
+
+@given(with_lengths())
+def test_a_token_budget_takes_no_more_tokens_than_equal_shares(situation):
+    known, budget, low, high = situation
+    limited = PosteriorRule(token_budget="uniform")(known, budget, low, high)
+    equal = UniformRule()(known, budget, low, high)
+    given_lengths = [length for length in known.mean_length if length > 0]
+    otherwise = sum(given_lengths) / len(given_lengths) if given_lengths else 1.0
+    lengths = [length if length > 0 else otherwise for length in known.mean_length]
+
+    def tokens(counts):
+        return sum(n * length for n, length in zip(counts, lengths, strict=True))
+
+    assert limited.counts.sum() == budget
+    assert tokens(limited.counts) <= tokens(equal.counts) * (1 + 1e-8)
+    # equal shares are within the limit, so that nothing is lost but by what the limit leaves unproven
+    assert limited.value + limited.gap >= equal.value - 1e-9
+
+
+@given(situations(), st.sampled_from([nan, 0.1, 333.3]))
+def test_a_token_budget_changes_nothing_where_lengths_are_equal_or_unknown(situation, length):
+    known, budget, low, high = situation
+    known = replace(known, mean_length=np.full(len(known), length))
+    limited = PosteriorRule(token_budget="uniform")(known, budget, low, high)
+    assert limited.counts.tolist() == PosteriorRule()(known, budget, low, high).counts.tolist()
+
+
+def test_a_token_budget_moves_rollouts_from_long_prompts_to_short_ones():
+    known = replace(evidence([0.25, 0.25, 1.0, 1.0]), mean_length=np.array([900.0, 100.0, 300.0, 300.0]))
+    free, limited = (PosteriorRule(token_budget=limit)(known, 32, 2, 128).counts for limit in (None, "uniform"))
+    assert free[0] == free[1] > 8
+    assert limited[0] < limited[1]
+    assert limited @ known.mean_length <= 8 * 1600
+
+
+def test_a_token_budget_that_is_not_known_is_refused():
+    with pytest.raises(InvalidInputError, match=r'token_budget \(\'equal\'\) must be "uniform"'):
+        PosteriorRule(token_budget="equal")

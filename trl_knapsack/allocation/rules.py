@@ -43,6 +43,10 @@ class AllocationRule(Protocol):
         ...
 
 
+#: What [`PosteriorRule`] can keep to beside the number of rollouts.
+TOKEN_BUDGETS = (None, "uniform")
+
+
 @dataclass(frozen=True)
 class PosteriorRule:
     """
@@ -52,9 +56,19 @@ class PosteriorRule:
 
     Args:
         value ([`~trl_knapsack.allocation.values.Value`], *optional*, defaults to `"knapsack"`): The value of rollouts.
+        token_budget (`str`, *optional*):
+            `"uniform"` for counts that take at most the tokens that equal shares are expected to take, by each prompt's mean
+            length so far. Prompts whose length is unknown count as the mean of the others.
     """
 
     value: Value = "knapsack"
+    token_budget: str | None = None
+
+    def __post_init__(self):
+        if self.token_budget not in TOKEN_BUDGETS:
+            raise InvalidInputError(
+                f'token_budget ({self.token_budget!r}) must be "uniform", the tokens of equal shares, or None for no limit.'
+            )
 
     def __call__(self, evidence: Evidence, budget: int, min_generations: int, max_generations: int) -> Allocation:
         return allocate(
@@ -63,7 +77,18 @@ class PosteriorRule:
             min_generations=min_generations,
             max_generations=max_generations,
             value=self.value,
+            **self._limit(evidence, budget, min_generations, max_generations),
         )
+
+    def _limit(self, evidence: Evidence, budget: int, min_generations: Any, max_generations: Any) -> dict[str, Any]:
+        lengths = evidence.mean_length
+        known = lengths > 0  # neither NaN nor, as in a table that was read, no tokens at all
+        if self.token_budget is None or not known.any():
+            return {}
+        costs = np.where(known, lengths, lengths[known].mean())
+        budget, low, high = check_budget(len(evidence), budget, min_generations, max_generations)
+        limit = float(costs @ equal_shares(low, high, budget))
+        return {"costs": costs, "max_cost": limit * (1 + 1e-9)}  # equal lengths must not exceed it by rounding
 
 
 @dataclass(frozen=True)

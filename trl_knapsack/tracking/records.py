@@ -103,12 +103,30 @@ class RolloutRecord:
         equal[: counts.sum() - equal.sum()] += 1
         return expected_values(evidence.beliefs, counts).sum() / expected_values(evidence.beliefs, equal).sum()
 
+    def tokens_over_uniform(self) -> tuple[float, float]:
+        """
+        Tokens of the counts over those of equal counts, `(predicted, actual)`: by the mean lengths known before the
+        rollouts, and by those of the rollouts. As in [`value_over_uniform`], all rollouts of a visit count. Where no length is
+        known, all are taken to be equal.
+        """
+        decided, totals = self._decided, self._totals
+        lengths, counts = self.evidence.mean_length[decided], self.allocation.counts[decided]
+        actual = np.divide(self.tokens[decided], counts, out=lengths.copy(), where=counts > 0)
+
+        def ratio(lengths: np.ndarray) -> float:
+            known = lengths > 0
+            lengths = np.where(known, lengths, lengths[known].mean() if known.any() else 1.0)
+            return float(totals @ lengths / (totals.mean() * lengths.sum()))
+
+        return ratio(lengths), ratio(actual)
+
     def metrics(self) -> dict[str, float]:
         """The `knapsack/...` metrics of this generation batch. `docs/metrics.md` describes each."""
         counts, rate = self._totals, self.success_rate
         scored = ~np.isnan(rate)
         classes = np.bincount(difficulty(rate[scored]), minlength=len(DIFFICULTIES)) / max(scored.sum(), 1)
         waited = self.before > 0
+        predicted_tokens, tokens = self.tokens_over_uniform()
         p10, p50, p90 = np.percentile(counts, [10, 50, 90])
         metrics = {
             "effective_gradient_ratio": self.effective_rollouts / self.allocation.counts.sum(),
@@ -124,6 +142,8 @@ class RolloutRecord:
             "success_rate": rate[scored].mean() if scored.any() else np.nan,
             "reward": np.nanmean(self.mean_reward) if scored.any() else np.nan,
             "value_over_uniform": self.value_over_uniform(),
+            "tokens_over_uniform": tokens,
+            "tokens_over_uniform/predicted": predicted_tokens,
             "rank_imbalance": self.rank_imbalance,
             "solver_time": self.solver_seconds,
             "looks": self.looks.mean(),

@@ -6,7 +6,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from ..allocation.rules import RULES
+from ..allocation.rules import RULES, TOKEN_BUDGETS
 from ..errors import InvalidInputError
 from ..hub.configs import HubConfig
 from ..hub.ownership import is_personal
@@ -44,6 +44,10 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
             How much a prompt weighs in the loss: its number of generations to this power. 1 weighs every rollout the
             same, as TRL's losses do, so that a prompt with four times the rollouts weighs four times; 0 weighs every
             prompt the same.
+        token_budget (`str`, *optional*):
+            `"uniform"` keeps the rollouts of the prompts that share a budget within the tokens that equal shares would be
+            expected to take, by each prompt's mean length so far, under `allocation="posterior"`. By default only the
+            number of rollouts is kept to, and hard prompts may make steps longer.
         success_threshold (`float`, *optional*, defaults to `0.5`):
             A completion succeeds if its reward is at least this.
         success_reward_func (`str`, *optional*):
@@ -113,6 +117,13 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
         metadata={
             "help": "A prompt weighs in the loss as its number of generations to this power: 1 weighs every rollout "
             "the same, 0 every prompt."
+        },
+    )
+    token_budget: str | None = field(
+        default=None,
+        metadata={
+            "help": "'uniform' keeps the rollouts of the prompts that share a budget within the tokens that equal shares would "
+            "be expected to take, under allocation='posterior'. Default: only the number of rollouts is kept to."
         },
     )
     success_threshold: float = field(
@@ -221,6 +232,15 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
             raise InvalidInputError(
                 f"group_weight_power ({self.group_weight_power}) must lie between 0, every prompt weighs the same, and 1, "
                 "every rollout does."
+            )
+        if self.token_budget not in TOKEN_BUDGETS:
+            raise InvalidInputError(
+                f"token_budget ({self.token_budget!r}) must be 'uniform', the tokens of equal shares, or be left out."
+            )
+        if self.token_budget is not None and self.allocation != "posterior":
+            raise InvalidInputError(
+                f"token_budget ({self.token_budget!r}) needs allocation='posterior', not {self.allocation!r}, whose counts do "
+                "not go by tokens; leave it out."
             )
         if not -float("inf") < self.success_threshold < float("inf"):
             raise InvalidInputError(

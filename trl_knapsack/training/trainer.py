@@ -22,7 +22,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, get_config_model_id
 
-from ..allocation import AllocationRule, get_rule
+from ..allocation import AllocationRule, PosteriorRule, get_rule
 from ..allocation.looks import BatchSharing
 from ..allocation.rules import check_rule
 from ..errors import InvalidInputError
@@ -201,7 +201,7 @@ class KnapsackGRPOTrainer(GRPOTrainer):
                 args = KnapsackGRPOConfig(f"{name.split('/')[-1]}-Knapsack-GRPO")
             elif not isinstance(args, KnapsackGRPOConfig):
                 args = KnapsackGRPOConfig.from_grpo_config(args)
-            rule = get_rule(args.allocation) if allocation_rule is None else check_rule(allocation_rule)
+            rule = self._rule(args, allocation_rule)
             has_environment = kwargs.get("environment_factory") is not None
             check_train_dataset(train_dataset, args, has_environment)
             difficulty = self._difficulty_prior(args, train_dataset)  # before the model is loaded: it may be misspelt
@@ -524,6 +524,22 @@ class KnapsackGRPOTrainer(GRPOTrainer):
                     f"must repeat each prompt num_generations ({self.num_generations}) times; use TRL's own sampler."
                 )
         return gather_object(firsts)  # only one copy of each prompt travels: images are heavy
+
+    @staticmethod
+    def _rule(args: KnapsackGRPOConfig, own: AllocationRule | None) -> AllocationRule:
+        """The rule that decides: the user's own, or the one that the options describe."""
+        if own is None:
+            return (
+                get_rule(args.allocation)
+                if args.token_budget is None
+                else PosteriorRule(token_budget=args.token_budget)
+            )
+        if args.token_budget is not None:
+            raise InvalidInputError(
+                f"token_budget ({args.token_budget!r}) is an option of allocation='posterior', but allocation_rule is given; "
+                "leave one of them out, or give PosteriorRule(token_budget=...) as the rule."
+            )
+        return check_rule(own)
 
     @staticmethod
     def _difficulty_prior(args: KnapsackGRPOConfig, dataset: Any) -> DifficultyPrior | None:
