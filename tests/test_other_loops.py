@@ -146,9 +146,10 @@ def chat_model(tmp_path_factory) -> str:
     return tiny_chat.save_model(tmp_path_factory.mktemp("chat_model"))
 
 
-@pytest.mark.parametrize("name", ["NoMoreTokens", "NoMoreTurns"])
-def test_turns_as_a_cost(chat_model, tmp_path, name):
-    Drawers, found, mean_turns, dataset, rule_class = of_page("Drawers", "found", "mean_turns", "dataset", name)
+@pytest.mark.parametrize("what", ["tokens", "turns"])
+def test_turns_as_a_cost(chat_model, tmp_path, what):
+    Drawers, found, mean_turns, dataset, of_turns = of_page("Drawers", "found", "mean_turns", "dataset", "TurnBudget")
+    rule_class = PosteriorRule if what == "tokens" else of_turns
     turns, costs = {}, []
 
     def seen(environments, name, **columns):
@@ -157,9 +158,13 @@ def test_turns_as_a_cost(chat_model, tmp_path, name):
         return found(environments, name, **columns)
 
     class Rule(rule_class):
-        def costs(self, evidence):
-            costs.append(super().costs(evidence))
-            return costs[-1]
+        def __call__(self, evidence, *others):
+            costs.append(
+                evidence.mean_length
+                if what == "tokens"
+                else np.array([mean_turns.get(key, np.nan) for key in evidence.keys])
+            )
+            return super().__call__(evidence, *others)
 
     args = config(tmp_path, max_completion_length=24, max_steps=4)
     trainer = run(
@@ -168,7 +173,7 @@ def test_turns_as_a_cost(chat_model, tmp_path, name):
         rewards=seen,
         dataset=dataset.select(range(8)),
         environment_factory=Drawers,
-        allocation_rule=Rule(),
+        allocation_rule=Rule(token_budget="uniform"),
     )
 
     tracker, tokens, rollouts = trainer.success_tracker, np.zeros(8), np.zeros(8)
@@ -194,7 +199,6 @@ def test_turns_as_a_cost(chat_model, tmp_path, name):
 
 def test_a_rule_that_minds_costs_always_finds_counts():
     """Also where equal shares are the cheapest there are, and the bounds those of prompts that wait."""
-    (rule_class,) = of_page("NoMoreTokens")
     rng = np.random.default_rng(0)
     for case in range(100):
         prompts = int(rng.integers(2, 20))
@@ -204,19 +208,19 @@ def test_a_rule_that_minds_costs_always_finds_counts():
         low = rng.integers(1, 5, prompts)
         budget = int(low.sum() + rng.integers(0, 50))
         evidence = Evidence(tuple("p" * prompts), alpha, beta, alpha * 0, np.ones(prompts, int), lengths)
-        counts = rule_class()(evidence, budget, low, 128).counts
+        counts = PosteriorRule(token_budget="uniform")(evidence, budget, low, 128).counts
         assert counts.sum() == budget and (counts >= low).all()
 
 
 def test_it_has_looks_by_default_as_the_posterior_rule(chat_model, tmp_path):
-    Drawers, found, dataset, rule_class = of_page("Drawers", "found", "dataset", "NoMoreTokens")
+    Drawers, found, dataset, rule_class = of_page("Drawers", "found", "dataset", "TurnBudget")
     trainer = KnapsackGRPOTrainer(
         model=chat_model,
         reward_funcs=found,
         environment_factory=Drawers,
         args=short(KnapsackGRPOConfig)(str(tmp_path), num_generations=8, prompt_id_column="name"),
         train_dataset=dataset,
-        allocation_rule=rule_class(),
+        allocation_rule=rule_class(token_budget="uniform"),
     )
     assert (trainer._look, trainer._window > 1) == (3, True)
     assert isinstance(trainer.allocation_rule, PosteriorRule)

@@ -127,7 +127,9 @@ def test_sessions_print_what_the_page_says(page, clone, monkeypatch, capsys):
 MODULES = [module.name for module in pkgutil.walk_packages(trl_knapsack.__path__, "trl_knapsack.")]
 
 
-PUBLIC = ["allocation", "errors", "evaluation", "hub", "reporting", "simulation", "tracking", "training"]
+PUBLIC = [
+    *("allocation", "errors", "evaluation", "experimental", "hub", "reporting", "simulation", "tracking", "training")
+]
 
 
 class FencedExamples(doctest.DocTestParser):

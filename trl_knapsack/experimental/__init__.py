@@ -7,11 +7,13 @@ from .._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .async_worker import KnapsackRolloutWorker as KnapsackRolloutWorker
+    from .async_worker import SaveSuccessRatesCallback as SaveSuccessRatesCallback
     from .running_knapsack import RunningKnapsack as RunningKnapsack
 
 _MODULES = {
     "KnapsackRolloutWorker": "async_worker",
     "RunningKnapsack": "running_knapsack",
+    "SaveSuccessRatesCallback": "async_worker",
 }
 
 __all__ = list(_MODULES)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import InvalidInputError
-from ...tracking.keys import check_prompt_column
 from .data import load_splits, split_of
 from .rewards import check_reward
 
@@ -39,6 +38,8 @@ def check(options: Mapping[str, Any]) -> None:
 
 
 def _check_dataset(options: Mapping[str, Any]) -> None:
+    from ...tracking.keys import check_prompt_column  # loads NumPy, which the help has no need of
+
     name, streaming = options["dataset_name"], str(options.get("dataset_streaming", False)).lower()
     splits = load_splits(name, options.get("dataset_config"), streaming in ("none", "true", "1"))
     train = split_of(splits, name, options.get("dataset_train_split") or "train", "dataset_train_split")
