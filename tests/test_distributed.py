@@ -65,6 +65,7 @@ RESUMED = {  # stop, settings
             gradient_accumulation_steps=2,
             look_generations=2,
             allocation_window=10,
+            token_budget="uniform",
             max_steps=12,
         ),
     ),

@@ -76,7 +76,11 @@ def test_problems_are_right_and_as_hard_as_their_regime_says(task):
         exact = success_rates(model, tokenizer, [r["prompt"] for r in some], [r["solutions"] for r in some])
         assert exact == pytest.approx([row["rate"] for row in some], abs=2e-4)
         means[regime] = np.array([row["rate"] for row in train + held_out])
-    assert np.histogram(means["broad"], np.linspace(0, 1, 11))[0] == pytest.approx(np.full(10, 80), abs=2)
+    tenths = np.histogram(means["broad"], np.linspace(0, 1, 11))[0]
+    if task == "sums":  # its policy solves few nearly always: 20 of the last tenth are made up for by harder ones
+        assert tenths[9] == 60
+        tenths = tenths[:1]
+    assert tenths == pytest.approx(np.full(len(tenths), 80), abs=2)
     if "hard" in means:
         assert (means["hard"] <= 0.1).mean() == pytest.approx(0.9, abs=0.01)
     if "saturated" in means:
@@ -171,7 +175,7 @@ def test_contenders_that_a_profile_does_not_run_are_an_error_that_names_those_th
         "profile 'quick' does not run warm on arithmetic, countdown, sorting, only posterior, uniform"
         in capsys.readouterr().err
     )
-    with pytest.raises(ValueError, match="does not run filter on sorting, only look, look-64, oracle"):
+    with pytest.raises(ValueError, match="does not run filter on sorting, only fewer-later, look, look-2, "):
         study.narrowed("full", ["filter"], ["sorting"])
 
 
@@ -194,7 +198,7 @@ def test_the_page_shows_the_results():
     assert not made
 
 
-@pytest.mark.parametrize("profile", ["full", "once"])
+@pytest.mark.parametrize("profile", ["full", "once", "tokens"])
 def test_no_result_is_older_than_the_options_of_its_contender(profile, monkeypatch):
     import analysis
     import study

@@ -458,6 +458,7 @@ def test_batches_without_any_reward(model, tmp_path):
         (6, {"shuffle_dataset": False}, True),
         (3, {"look_generations": 2}, None),
         (6, {"look_generations": 2, "allocation_window": 20}, None),
+        (6, {"look_generations": 2, "allocation_window": 20, "token_budget": "uniform"}, None),
         (6, {**WINDOW, "look_generations": 2, "allocation_window": 20}, None),
         (6, WINDOW, False),  # in the middle of a window
         (7, {**WINDOW, "num_iterations": 2, "beta": 0.1}, False),

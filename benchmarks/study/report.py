@@ -310,13 +310,13 @@ def priors() -> str:
 
 def tables(profile_name: str) -> dict[str, str]:
     cells, _ = load_cells(profile_name)
-    return {
+    made = {"replay": replay()} if load_cells("rare")[0] else {}  # has not been run yet
+    return made | {
         "accuracy": accuracy(cells),
         "all-tasks": all_tasks(cells),
         "sooner": sooner(cells),
         "variants": variants(cells),
         "tokens": tokens(),
-        "replay": replay(),
         "cost": cost(cells),
         "cost-arithmetic": cost_arithmetic(cells),
         "cost-of-default": cost_of_default(cells),
