@@ -185,6 +185,7 @@ READ = {
     "trl.GRPOTrainer._generate_and_score_completions": "a20682d9878b",
     "trl.GRPOTrainer._get_output_dir": "9b2a87957d6b",
     "trl.GRPOTrainer._get_train_sampler": "0b691c960fec",
+    "trl.GRPOTrainer._hp_search_setup": "1cd3bf52d18b",
     "trl.GRPOTrainer._load_optimizer_and_scheduler": "5e81b66e79fa",
     "trl.GRPOTrainer._load_rng_state": "31c1a8523c43",
     "trl.GRPOTrainer._log_completion_extra": "3d0d6b6219de",
