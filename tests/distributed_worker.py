@@ -46,7 +46,7 @@ def train(
     policy = {}
     if is_knapsack:
         trainer_class, config_class = KnapsackGRPOTrainer, KnapsackGRPOConfig
-        if changes.get("allocation", "posterior") == "posterior":
+        if changes.get("allocation", "posterior") == "posterior" and "token_budget" not in changes:
             policy["allocation_rule"] = only_rank_0_decides
     seen.update(generated=[], records=[], advantages=[], gradients=[])
 
