@@ -114,7 +114,6 @@ class Warm(KnapsackGRPOTrainer):
     """
 
     COMPLETIONS = 16
-    rollouts_before = 0  # of the run's own budget
 
     def __init__(self, model, args, train_dataset, processing_class, **kwargs):
         rates = success_rates(model, processing_class, train_dataset["prompt"], train_dataset["solutions"])
@@ -228,6 +227,13 @@ LOOK = {"look_generations": 3, "allocation_window": 1}
 DEFAULT = {"look_generations": 3, "allocation_window": 64}  # also for rules of our own here
 COLUMN = {"difficulty_columns": ["solved"]}
 
+
+def variant(about: str, rule=None, trainer: Callable = KnapsackGRPOTrainer, **options) -> Contender:
+    """The package's default with one thing changed."""
+    about = f"the package's default, {about}"
+    return Contender(about, options=DEFAULT | options, rule=rule, trainer=trainer, lr_of="posterior")
+
+
 # "look-64" is the package's default.
 CONTENDERS = {
     "uniform": Contender("8 rollouts a prompt, plain GRPO", options=UNIFORM),
@@ -306,44 +312,16 @@ CONTENDERS = {
     "value-mixed": Contender(
         "the package's default, value 1", rule=lambda policy: PosteriorRule("mixed"), lr_of="posterior"
     ),
-    "novelty": Contender(
-        "the package's default, and 0.05 x novelty in the value",
-        options=DEFAULT,
-        rule=lambda policy: Novelty(0.05),
-        lr_of="posterior",
+    "novelty": variant("and 0.05 x novelty in the value", rule=lambda policy: Novelty(0.05)),
+    "uncertainty": variant(
+        "and 0.2 x the belief's standard deviation in the value", rule=lambda policy: Uncertainty(0.2)
     ),
-    "uncertainty": Contender(
-        "the package's default, and 0.2 x the belief's standard deviation in the value",
-        options=DEFAULT,
-        rule=lambda policy: Uncertainty(0.2),
-        lr_of="posterior",
-    ),
-    "progress": Contender(
-        "the package's default, and 0.2 x the change since the last visit in the value",
-        options=DEFAULT,
-        rule=lambda policy: Progress(0.2),
-        lr_of="posterior",
-    ),
-    "tokens": Contender(
-        "the package's default, within the tokens of equal shares",
-        options=DEFAULT | {"token_budget": "uniform"},
-        lr_of="posterior",
-    ),
-    "token-price": Contender(
-        "the package's default, a token costs half of what it brings on average",
-        options=DEFAULT,
-        rule=lambda policy: TokenPrice(0.5),
-        lr_of="posterior",
-    ),
-    "fewer-later": Contender(
-        "the package's default, from 12 rollouts a prompt to 4", options=DEFAULT, trainer=FewerLater, lr_of="posterior"
-    ),
-    "more-later": Contender(
-        "the package's default, from 4 rollouts a prompt to 12", options=DEFAULT, trainer=MoreLater, lr_of="posterior"
-    ),
-    "replay": Contender(
-        "the package's default, and rare successes replayed", options=DEFAULT, trainer=Replay, lr_of="posterior"
-    ),
+    "progress": variant("and 0.2 x the change since the last visit in the value", rule=lambda policy: Progress(0.2)),
+    "tokens": variant("within the tokens of equal shares", token_budget="uniform"),
+    "token-price": variant("a token costs half of what it brings on average", rule=lambda policy: TokenPrice(0.5)),
+    "fewer-later": variant("from 12 rollouts a prompt to 4", trainer=FewerLater),
+    "more-later": variant("from 4 rollouts a prompt to 12", trainer=MoreLater),
+    "replay": variant("and rare successes replayed", trainer=Replay),
     "conformal": Contender(
         "conformal early stopping (trl-cgrpo), its calibration rollouts counted", trainer=_conformal, needs="trl_cgrpo"
     ),

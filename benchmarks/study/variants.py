@@ -6,8 +6,8 @@ from torch.utils.data import Sampler
 
 from trl_knapsack import KnapsackGRPOTrainer, allocate
 from trl_knapsack.allocation import Allocation, PosteriorRule
+from trl_knapsack.allocation.arrays import with_mean
 from trl_knapsack.allocation.values import WeightedSum, novelty
-from trl_knapsack.training.advantages import group_advantages
 
 
 # --- values of several components -------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ class TokenPrice:
         known = evidence.mean_length > 0
         if not known.any():
             return free
-        costs = np.where(known, evidence.mean_length, evidence.mean_length[known].mean())
+        costs = with_mean(evidence.mean_length, known)
         price = self.price * free.value / (costs @ free.counts)
         return allocate(evidence.beliefs, budget, **bounds, costs=costs, cost_weight=price)
 
@@ -148,13 +148,10 @@ class Replay(KnapsackGRPOTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.kept: dict[
-            str, tuple[int, torch.Tensor, torch.Tensor]
-        ] = {}  # step, completion (T,), log-probabilities (T,)
-        self.replayed = 0
+        # By prompt: step, completion (T,), log-probabilities (T,)
+        self.kept: dict[str, tuple[int, torch.Tensor, torch.Tensor]] = {}
 
     def _correct_advantages(self, output, decision, prompts, rewards_per_func):
-        groups = super()._correct_advantages(output, decision, prompts, rewards_per_func)
         row_prompt = torch.from_numpy(decision.plan.row_prompt)
         won = rewards_per_func[:, 0] > 0.5
         a, b = decision.evidence.alpha - 1, decision.evidence.beta - 1  # less the prior
@@ -170,9 +167,10 @@ class Replay(KnapsackGRPOTrainer):
         log_probs = self._log_probs(output)
         self._keep(output, decision, prompts, won, log_probs)
         if replays:
-            self.replayed += len(replays)
-            groups = self._replace(output, decision, prompts, rewards_per_func, log_probs, replays)
-        return groups
+            self._replace(output, log_probs, replays)
+            rewards_per_func = rewards_per_func.clone()
+            rewards_per_func[list(replays)] = 1.0
+        return super()._correct_advantages(output, decision, prompts, rewards_per_func)
 
     def _log_probs(self, output) -> torch.Tensor:
         """Log-probabilities of the batch's completions as the policy is now, `(R, T)`."""
@@ -190,7 +188,7 @@ class Replay(KnapsackGRPOTrainer):
                 log_probs[row, :length].clone(),
             )
 
-    def _replace(self, output, decision, prompts, rewards_per_func, log_probs, replays):
+    def _replace(self, output, log_probs, replays):
         longest = max(output["completion_ids"].size(1), *(len(ids) for ids, _ in replays.values()))
         fillers = {"completion_ids": self.processing_class.pad_token_id, "completion_mask": 0}
         wide = {
@@ -198,22 +196,10 @@ class Replay(KnapsackGRPOTrainer):
             for name, filler in fillers.items()
         }
         old = torch.nn.functional.pad(log_probs, (0, longest - log_probs.size(1)))
-        rewards = rewards_per_func.clone()
         for row, (ids, its_log_probs) in replays.items():
             wide["completion_ids"][row] = fillers["completion_ids"]
             wide["completion_ids"][row, : len(ids)] = ids
             wide["completion_mask"][row] = (torch.arange(longest) < len(ids)).to(wide["completion_mask"])
             old[row] = 0.0
             old[row, : len(ids)] = its_log_probs
-            rewards[row] = 1.0
         output.update(wide, old_per_token_logps=old, num_items_in_batch=wide["completion_mask"].sum())
-        row_prompt = torch.from_numpy(decision.plan.row_prompt)
-        options = (self.reward_weights, self.scale_rewards, self.multi_objective_aggregation)
-        earlier = None
-        if any(len(prompt.rewards) for prompt in prompts):
-            sizes = torch.tensor([len(prompt.rewards) for prompt in prompts])
-            group = torch.arange(len(prompts)).repeat_interleave(sizes)
-            earlier = torch.cat([prompt.rewards for prompt in prompts]), group
-        groups = group_advantages(rewards, row_prompt, *options, earlier)
-        output["advantages"] = groups.advantages
-        return groups
