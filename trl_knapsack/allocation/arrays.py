@@ -1,4 +1,4 @@
-"""What frozen records of arrays have in common: equality and short representations."""
+"""What frozen records of arrays have in common: equality and short representations; and what is filled in where unknown."""
 
 from dataclasses import fields
 
@@ -33,6 +33,11 @@ def same(first: object, second: object) -> bool:
     if isinstance(first, dict) and isinstance(second, dict):
         return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
     return bool(first == second or (first != first and second != second))
+
+
+def with_mean(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Values `(P,)`, with the mean of those that are known, `(P,)`, in the place of the others; 1 where none is."""
+    return np.where(known, values, values[known].mean() if known.any() else 1.0)
 
 
 def short(value: object) -> str:

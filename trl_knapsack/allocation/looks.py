@@ -16,6 +16,14 @@ from .evidence import Evidence
 from .rules import AllocationRule, checked_allocation
 
 
+LOOK, WINDOW = 3, 64  # where the study found the most, see docs/results.md
+
+
+def default_look(num_generations: int) -> int:
+    """Rollouts of a look where nobody says otherwise: at most half of a prompt's mean, so that the rest can be decided."""
+    return min(LOOK, (num_generations + 1) // 2)
+
+
 class SharedBatch(NamedTuple):
     """
     One generation batch for `C` candidates.

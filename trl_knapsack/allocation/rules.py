@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import InvalidInputError
 from .allocator import Allocation, allocate, check_budget, equal_shares
-from .arrays import short
+from .arrays import short, with_mean
 from .evidence import BetaBeliefs, Evidence
 from .values import Value, judge
 
@@ -85,7 +85,7 @@ class PosteriorRule:
         known = lengths > 0  # neither NaN nor, as in a table that was read, no tokens at all
         if self.token_budget is None or not known.any():
             return {}
-        costs = np.where(known, lengths, lengths[known].mean())
+        costs = with_mean(lengths, known)
         budget, low, high = check_budget(len(evidence), budget, min_generations, max_generations)
         limit = float(costs @ equal_shares(low, high, budget))
         return {"costs": costs, "max_cost": limit * (1 + 1e-9)}  # equal lengths must not exceed it by rounding

@@ -5,12 +5,8 @@ from collections import deque
 import numpy as np
 
 from ..allocation import BetaBeliefs, allocate
+from ..allocation.looks import WINDOW, default_look
 from ..errors import InvalidInputError
-
-
-# The defaults of `KnapsackGRPOConfig`, where the study has them from.
-LOOK = 3
-WINDOW = 64
 
 
 class RunningKnapsack:
@@ -50,7 +46,7 @@ class RunningKnapsack:
     """
 
     def __init__(self, num_generations: int = 8, max_generations: int = 128, look_generations: int | None = None):
-        look = max(2, min(LOOK, (num_generations + 1) // 2)) if look_generations is None else look_generations
+        look = max(2, default_look(num_generations)) if look_generations is None else look_generations
         if num_generations < 3:
             raise InvalidInputError(
                 f"num_generations ({num_generations}) must be at least 3, because a look of 2 has to leave something to "

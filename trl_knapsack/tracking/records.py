@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..allocation.allocator import Allocation
+from ..allocation.arrays import with_mean
 from ..allocation.difficulty import DIFFICULTIES, difficulty
 from ..allocation.evidence import Evidence
 from ..allocation.values import expected_values
@@ -114,8 +115,7 @@ class RolloutRecord:
         actual = np.divide(self.tokens[decided], counts, out=lengths.copy(), where=counts > 0)
 
         def ratio(lengths: np.ndarray) -> float:
-            known = lengths > 0
-            lengths = np.where(known, lengths, lengths[known].mean() if known.any() else 1.0)
+            lengths = with_mean(lengths, lengths > 0)
             return float(totals @ lengths / (totals.mean() * lengths.sum()))
 
         return ratio(lengths), ratio(actual)

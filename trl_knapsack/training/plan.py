@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..allocation.arrays import with_mean
+
 
 # Ranks wait for the one with the most tokens, so it may have this much more than the mean.
 _TOLERANCE = 0.02
@@ -72,8 +74,7 @@ def plan_rollouts(counts: np.ndarray, num_ranks: int, lengths: np.ndarray | None
         return RolloutPlan(counts, np.repeat(np.arange(len(counts)), counts), num_ranks)
 
     lengths = np.full(len(counts), np.nan) if lengths is None else np.asarray(lengths, dtype=np.float64)
-    known = ~np.isnan(lengths)
-    lengths = np.where(known, lengths, lengths[known].mean() if known.any() else 1.0)
+    lengths = with_mean(lengths, ~np.isnan(lengths))
     shares = _whole_groups_first(counts, lengths, num_ranks, rows)
     _even_out(shares, lengths)
     return RolloutPlan(

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..allocation import AllocationRule, PosteriorRule, UniformRule
+from ..allocation.looks import WINDOW, default_look
 from ..errors import InvalidInputError
 from ..tracking.keys import prompt_key
 from ..tracking.records import RolloutRecord
@@ -32,7 +33,6 @@ WAITING_FILE = "knapsack_waiting.safetensors"
 _PNG_MODES = {"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"}
 
 
-LOOK, WINDOW = 3, 64  # where the study found the most, see docs/results.md
 LEAST_WINDOWS = 4  # in a dataset, so that a short one is not spent on filling the first
 
 
@@ -56,7 +56,7 @@ def look_and_window(args: KnapsackGRPOConfig, rule: AllocationRule, dataset_size
         return 0, 1
     look, window = 0, 1
     if isinstance(rule, PosteriorRule) and args.min_generations < args.num_generations < args.max_generations:
-        look = min(LOOK, (args.num_generations + 1) // 2)
+        look = default_look(args.num_generations)
         look = look if look >= 2 else 0  # a single rollout has nothing to be compared with
         window = WINDOW if dataset_size is None else max(1, min(WINDOW, dataset_size // LEAST_WINDOWS))
     return (
