@@ -56,7 +56,7 @@ def look_and_window(args: KnapsackGRPOConfig, rule: AllocationRule, dataset_size
         return 0, 1
     look, window = 0, 1
     if isinstance(rule, PosteriorRule) and args.min_generations < args.num_generations < args.max_generations:
-        look = default_look(args.num_generations)
+        look = default_look(args.num_generations)  # type: ignore[arg-type]  # None in TRL only before it is filled in
         look = look if look >= 2 else 0  # a single rollout has nothing to be compared with
         window = WINDOW if dataset_size is None else max(1, min(WINDOW, dataset_size // LEAST_WINDOWS))
     return (
