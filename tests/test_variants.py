@@ -65,7 +65,11 @@ def test_a_replayed_group_has_the_gradient_of_its_loss_written_out(model, tmp_pa
         )
     )
     trainer = Replay(
-        model=model, reward_funcs=reward, args=args, train_dataset=Dataset.from_dict({"prompt": ["m07"]}), callbacks=[watch]
+        model=model,
+        reward_funcs=reward,
+        args=args,
+        train_dataset=Dataset.from_dict({"prompt": ["m07"]}),
+        callbacks=[watch],
     )
     trainer.train()
 

@@ -1,8 +1,8 @@
 """
-The tables of the benchmark's results, and of docs/results.md.
+The tables and the figure of the benchmark's results, and of docs/results.md.
 
     python benchmarks/language_model/summary.py --results benchmarks/language_model/results/cpu
-    python benchmarks/language_model/summary.py --write    # those that are published, into the page
+    python benchmarks/language_model/summary.py --write    # those that are published, into the page and its figure
 
 Between `<!-- language model: NAME -->` and `<!-- end -->` the page belongs to this program.
 """
@@ -13,6 +13,7 @@ import re
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 from profiles import CONTENDERS, HERE, ROOT
 
@@ -28,6 +29,8 @@ from report import table  # noqa: E402
 
 PAGE = ROOT / "docs" / "results.md"
 PUBLISHED = HERE / "results" / "cpu"
+FIGURE = ROOT / "docs" / "figures" / "language_model.png"
+COLORS = {"uniform": "#888888", "posterior": "#17becf", "look": "#1f77b4"}
 MARKED = re.compile(r"(<!-- language model: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -177,6 +180,44 @@ def signed(interval: Interval) -> str:
     return f"{interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
+def draw(folder: Path, file: Path) -> None:
+    """The figure: where the rollouts of the runs with LoRA went, how many of them taught, and what each layer knows."""
+    shown = {key[0]: results for key, results in load_runs(folder).items() if key[1] == "lora"}
+    layers = json.loads((folder / "hidden_state.json").read_text())["layers"]
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    for contender, results in shown.items():
+        color = COLORS[contender]
+        for family in results[0]["families"]:
+            of = {
+                name: sum(result["families"][family][name] for result in results)
+                for name in results[0]["families"][family]
+            }
+            rate, rollouts = of["successes"] / of["rollouts"], of["rollouts"] / of["visits"]
+            left.scatter(rate, rollouts, color=color, s=25)
+            if contender == list(shown)[-1]:
+                left.annotate(family, (rate, rollouts), (3, 4), textcoords="offset points", fontsize="x-small")
+        ratios = np.mean([result["effective_gradient_ratio"] for result in results], axis=0)
+        middle.plot(np.arange(1, len(ratios) + 1), ratios, color=color, label=contender)
+    left.set(xlabel="success rate in training, with LoRA", ylabel="rollouts for each visit", ylim=(0, None))
+    middle.set(xlabel="step, with LoRA", ylabel="effective gradient ratio", ylim=(0, 1))
+    middle.legend(frameon=False, loc="lower right")
+    for part, color, label in (
+        ("held_out_prompts", "#1f77b4", "prompts of known families"),
+        ("held_out_families", "#ff7f0e", "prompts of a new family"),
+    ):
+        middle_line, low, high = np.transpose([layer[part]["within_families"] for layer in layers])
+        right.plot(middle_line, color=color, label=label)
+        right.fill_between(range(len(layers)), low, high, color=color, alpha=0.15, lw=0)
+    right.axhline(0, color="black", lw=0.5)
+    right.set(xlabel="layer", ylabel="rank correlation within a family")
+    right.legend(frameon=False)
+    for axis in figure.axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
 def written(page: str) -> str:
     """The page with the tables of the published results."""
     made = tables(PUBLISHED)
@@ -186,10 +227,11 @@ def written(page: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=PUBLISHED, help="folder of results (default: %(default)s)")
-    parser.add_argument("--write", action="store_true", help="write the published tables into docs/results.md")
+    parser.add_argument("--write", action="store_true", help="write the published tables and their figure")
     args = parser.parse_args()
     if args.write:
         PAGE.write_text(written(PAGE.read_text()))
+        draw(PUBLISHED, FIGURE)
         return
     for name, text in tables(args.results).items():
         print(f"{name}\n{text}")
