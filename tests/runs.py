@@ -40,7 +40,7 @@ class Gradients(TrainerCallback):
         digest = hashlib.sha256()
         for parameter in model.parameters():
             if parameter.grad is not None:  # else below an adapter
-                digest.update(parameter.grad.float().numpy().tobytes())
+                digest.update(parameter.grad.float().cpu().numpy().tobytes())
         self.digests.append(digest.hexdigest())
 
 
