@@ -2,7 +2,7 @@
 A pretrained language model on tasks with verifiers: equal shares, posterior and look, with full weights and with LoRA.
 
     python benchmarks/language_model/benchmark.py --profile smoke   # seconds: the same code on a random model
-    python benchmarks/language_model/benchmark.py --profile cpu     # two to three hours of two cores, by estimate
+    python benchmarks/language_model/benchmark.py --profile cpu     # about two hours of two cores
     python benchmarks/language_model/benchmark.py --profile gpu     # one GPU, several runs beside each other
 
 It prepares the model (base_model.py), trains and measures every run of the profile, and asks how much of a prompt's success
@@ -80,7 +80,7 @@ def runs_of(profile: Profile) -> list[Run]:
         Run(contender, weights, seed, profile.steps)
         for seed in profile.seeds
         for weights, _ in profile.learning_rates
-        for contender in CONTENDERS
+        for contender in profile.contenders
     ]
 
 
@@ -183,7 +183,7 @@ def be_quiet() -> None:
 
 def digest(profile: Profile) -> str:
     """What results depend on besides the run's name and the code: all of the profile that is not about how it is run."""
-    content = asdict(replace(profile, seeds=(), steps=0, workers=0)) | {"contenders": CONTENDERS}
+    content = asdict(replace(profile, seeds=(), steps=0, workers=0)) | {"contenders": CONTENDERS}  # of all, what they are
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -252,7 +252,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", choices=PROFILES, default="smoke")
     parser.add_argument("--model", help="name on the Hub or a folder (default: the one of the profile)")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, help="only these, to begin with")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, help="others than the profile's")
     parser.add_argument("--weights", nargs="+", choices=["full", "lora"], help="only these, to begin with")
     parser.add_argument("--seeds", nargs="+", type=int, help="others than the profile's")
     parser.add_argument("--steps", type=int, help="of each run, if not the profile's")
@@ -269,18 +269,18 @@ def main() -> None:
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 
     profile, name = PROFILES[args.profile], args.profile
-    given = {"model": args.model, "seeds": args.seeds and tuple(args.seeds), "steps": args.steps}
+    given = {
+        "model": args.model,
+        "contenders": args.contenders and tuple(args.contenders),
+        "seeds": args.seeds and tuple(args.seeds),
+        "steps": args.steps,
+    }
     profile = replace(profile, **{option: value for option, value in given.items() if value is not None})
     profile = replace(profile, bf16=profile.bf16 and not args.fp32, torch_compile=args.torch_compile)
     if args.model is not None:
         name += "-" + args.model.strip("/").split("/")[-1]
     results, cache = args.results or HERE / "results" / name, args.cache / name
-    runs = [
-        run
-        for run in runs_of(profile)
-        if run.contender in (*(args.contenders or CONTENDERS), BEFORE)
-        and run.weights in (*(args.weights or ("full", "lora")), "")
-    ]
+    runs = [run for run in runs_of(profile) if run.weights in (*(args.weights or ("full", "lora")), "")]
     be_quiet()
     refuse_others(profile, results)
     problems = load_problems(profile)

@@ -46,6 +46,7 @@ class Profile:
         seeds (`tuple[int, ...]`): Of the runs.
         steps (`int`): Optimizer steps of a run.
         prompts, num_generations (`int`): Of a generation batch, which is a step.
+        contenders (`tuple[str, ...]`): Of `CONTENDERS`, unless others are asked for.
         learning_rates (`dict[str, float]`): With full weights and with LoRA; what is not in it is not run.
         completions (`int`): Of each held-out problem, after training.
         probe_prompts (`int`): Prompts of each family that the hidden state is read of, with 16 completions each.
@@ -64,6 +65,7 @@ class Profile:
     steps: int = 24
     prompts: int = 6
     num_generations: int = 8
+    contenders: tuple[str, ...] = tuple(CONTENDERS)
     learning_rates: tuple[tuple[str, float], ...] = (("full", 1e-5), ("lora", 1e-4))
     completions: int = 8
     probe_prompts: int = 20
@@ -94,8 +96,8 @@ PROFILES = {
         max_completion_length=4,
         workers=1,
     ),
-    # two to three hours of two cores, by estimate
-    "cpu": Profile(),
+    # about two hours of two cores
+    "cpu": Profile(contenders=("uniform", "look")),
     # about twenty minutes of one H100, by estimate
     "gpu": Profile(
         lesson=320,
