@@ -138,8 +138,9 @@ def load_cells(profile_name: str) -> tuple[dict[tuple[str, str], Cell], dict[tup
 
 def stale(profile_name: str) -> list[str]:
     """Results that were made under other options than their contender has now."""
-    digests = {contender: options_digest(contender) for contender in CONTENDERS}
-    return [name for name, run in load_results(profile_name).items() if run["digest"] != digests[run["contender"]]]
+    results = load_results(profile_name)
+    digests = {contender: options_digest(contender) for contender in {run["contender"] for run in results.values()}}
+    return [name for name, run in results.items() if run["digest"] != digests[run["contender"]]]
 
 
 def pooled_over(cells: list[Cell], contender: str, measure: str = "scores", against: str = "uniform") -> Interval:

@@ -67,7 +67,7 @@ class PosteriorRule:
     def __post_init__(self):
         if self.token_budget not in TOKEN_BUDGETS:
             raise InvalidInputError(
-                f'token_budget ({self.token_budget!r}) must be "uniform", the tokens of equal shares, or None for no limit.'
+                f"token_budget ({self.token_budget!r}) must be 'uniform', the tokens of equal shares, or be left out."
             )
 
     def __call__(self, evidence: Evidence, budget: int, min_generations: int, max_generations: int) -> Allocation:

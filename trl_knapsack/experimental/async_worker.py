@@ -29,7 +29,7 @@ from transformers import TrainerCallback
 from ..errors import InvalidInputError, MissingDependencyError
 from ..tracking.keys import prompt_key
 from ..tracking.state_file import STATE_FILE, find_state
-from ..tracking.tracker import SuccessRateTracker
+from ..tracking.tracker import SuccessRateTracker, check_success_threshold
 from .async_seams import WORKING_TRL, check_async_seams
 from .running_knapsack import RunningKnapsack, round_advantages
 
@@ -283,10 +283,7 @@ class KnapsackRolloutWorker(AsyncRolloutWorker):
         **worker_kwargs: Any,
     ):
         check_async_seams(async_rollout_worker)
-        if not -float("inf") < success_threshold < float("inf"):
-            raise InvalidInputError(
-                f"success_threshold ({success_threshold}) must be a finite reward, for example 0.5."
-            )
+        check_success_threshold(success_threshold)
         self._tracker = SuccessRateTracker() if success_tracker is None else success_tracker
         if self._tracker.difficulty is not None:
             raise InvalidInputError(

@@ -16,6 +16,15 @@ from .state_file import DIFFICULTY, FIELDS, MAX_COUNT, checked_state, read_state
 from .text import printable
 
 
+def check_success_threshold(success_threshold: float) -> None:
+    """
+    Raises:
+        `ValueError`: if it is no finite reward.
+    """
+    if not np.isfinite(success_threshold):
+        raise InvalidInputError(f"success_threshold ({success_threshold}) must be a finite reward, for example 0.5.")
+
+
 class SuccessRateTracker:
     """
     Success rates of prompts under a policy that moves.

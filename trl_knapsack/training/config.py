@@ -6,12 +6,12 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from ..allocation.rules import RULES, TOKEN_BUDGETS
+from ..allocation.rules import RULES, PosteriorRule
 from ..errors import InvalidInputError
 from ..hub.configs import HubConfig
 from ..hub.ownership import is_personal
 from ..tracking.features import check_columns
-from ..tracking.tracker import SuccessRateTracker
+from ..tracking.tracker import SuccessRateTracker, check_success_threshold
 
 
 @dataclass
@@ -233,19 +233,13 @@ class KnapsackGRPOConfig(HubConfig, GRPOConfig):
                 f"group_weight_power ({self.group_weight_power}) must lie between 0, every prompt weighs the same, and 1, "
                 "every rollout does."
             )
-        if self.token_budget not in TOKEN_BUDGETS:
-            raise InvalidInputError(
-                f"token_budget ({self.token_budget!r}) must be 'uniform', the tokens of equal shares, or be left out."
-            )
+        PosteriorRule(token_budget=self.token_budget)  # says what is wrong with it
         if self.token_budget is not None and self.allocation != "posterior":
             raise InvalidInputError(
                 f"token_budget ({self.token_budget!r}) needs allocation='posterior', not {self.allocation!r}, whose counts do "
                 "not go by tokens; leave it out."
             )
-        if not -float("inf") < self.success_threshold < float("inf"):
-            raise InvalidInputError(
-                f"success_threshold ({self.success_threshold}) must be a finite reward, for example 0.5."
-            )
+        check_success_threshold(self.success_threshold)
         if self.plot_steps < 0:
             raise InvalidInputError(f"plot_steps ({self.plot_steps}) must not be negative; set 0 for no plots.")
         SuccessRateTracker(self.success_prior, self.success_decay)  # says what is wrong with either
