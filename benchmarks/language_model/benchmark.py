@@ -183,7 +183,8 @@ def be_quiet() -> None:
 
 def digest(profile: Profile) -> str:
     """What results depend on besides the run's name and the code: all of the profile that is not about how it is run."""
-    content = asdict(replace(profile, seeds=(), steps=0, workers=0)) | {"contenders": CONTENDERS}  # of all, what they are
+    about = asdict(replace(profile, seeds=(), steps=0, workers=0))
+    content = about | {"contenders": CONTENDERS}  # what each of them is, not which are run
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

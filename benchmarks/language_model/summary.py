@@ -185,22 +185,22 @@ def draw(folder: Path, file: Path) -> None:
     shown = {key[0]: results for key, results in load_runs(folder).items() if key[1] == "lora"}
     layers = json.loads((folder / "hidden_state.json").read_text())["layers"]
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    rates = {  # of the first of them, equal counts
+        family: of["successes"] / of["rollouts"] for family, of in next(iter(shown.values()))[0]["families"].items()
+    }
+    names = sorted(rates, key=lambda family: rates[family])
     for contender, results in shown.items():
-        color = COLORS[contender]
-        for family in results[0]["families"]:
-            of = {
-                name: sum(result["families"][family][name] for result in results)
-                for name in results[0]["families"][family]
-            }
-            rate, rollouts = of["successes"] / of["rollouts"], of["rollouts"] / of["visits"]
-            left.scatter(rate, rollouts, color=color, s=25)
-            if contender == list(shown)[-1]:
-                left.annotate(family, (rate, rollouts), (3, 4), textcoords="offset points", fontsize="x-small")
+        sums = [
+            [sum(run["families"][name][what] for run in results) for name in names] for what in ("rollouts", "visits")
+        ]
+        left.plot(np.divide(*sums), range(len(names)), "o", color=COLORS[contender])
         ratios = np.mean([result["effective_gradient_ratio"] for result in results], axis=0)
-        middle.plot(np.arange(1, len(ratios) + 1), ratios, color=color, label=contender)
-    left.set(xlabel="success rate in training, with LoRA", ylabel="rollouts for each visit", ylim=(0, None))
+        middle.plot(np.arange(1, len(ratios) + 1), ratios, color=COLORS[contender], label=contender)
+    left.set(xlabel="rollouts for each visit, with LoRA", xlim=(0, None))
+    left.set_yticks(range(len(names)), [f"{name}: {rates[name]:.2f}" for name in names])
+    left.set_title("family: success rate in training", fontsize="medium", loc="left")
     middle.set(xlabel="step, with LoRA", ylabel="effective gradient ratio", ylim=(0, 1))
-    middle.legend(frameon=False, loc="lower right")
+    middle.legend(frameon=False, loc="lower left")
     for part, color, label in (
         ("held_out_prompts", "#1f77b4", "prompts of known families"),
         ("held_out_families", "#ff7f0e", "prompts of a new family"),
