@@ -320,5 +320,5 @@ def test_a_token_budget_moves_rollouts_from_long_prompts_to_short_ones():
 
 
 def test_a_token_budget_that_is_not_known_is_refused():
-    with pytest.raises(InvalidInputError, match=r'token_budget \(\'equal\'\) must be "uniform"'):
+    with pytest.raises(InvalidInputError, match=r"token_budget \('equal'\) must be 'uniform'"):
         PosteriorRule(token_budget="equal")
